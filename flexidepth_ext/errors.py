@@ -35,5 +35,9 @@ class EngineClosedError(FlexiDepthError, RuntimeError):
     """An engine or a model was used after close()."""
 
 
+class OutOfMemoryError(FlexiDepthError, MemoryError):
+    """The system refused memory for weights, cache or scratch."""
+
+
 class InternalError(FlexiDepthError, RuntimeError):
     """A broken invariant inside the compiled module; please report it."""

@@ -1,0 +1,67 @@
+// The inner loops of the CPU ops, one table of function pointers per instruction set. The table is chosen
+// once (isa.h); everything above it is plain C++.
+//
+// Panel layout of a matrix W [n, k] (weights, and also keys and values in the cache): 16 outputs side by
+// side, so that one vector load serves 16 outputs for one input.
+//   float32   [ceil(n/16)][k][16]
+//   bfloat16  [ceil(n/16)][ceil(k/2)][16][2]   two following inputs share 32 bits: a shift gives the even
+//                                              one, a mask the odd one, and vdpbf16ps takes both
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace flexidepth::cpu {
+
+constexpr int kPanel = 16;         // outputs in a panel
+constexpr int kMaxTileRows = 12;   // input rows that one panel_dot call takes at most
+constexpr int kMaxTilePanels = 4;  // panels that one panel_dot call takes at most
+constexpr int kMaxTile = kMaxTileRows * 2 * kPanel;  // floats in the largest output tile
+
+constexpr size_t panel_bytes(DType dtype, int64_t k) {
+  const auto inputs = static_cast<size_t>(k);
+  return dtype == DType::kFloat32 ? inputs * kPanel * 4 : (inputs + 1) / 2 * kPanel * 4;
+}
+
+// tile[m][p * 16 + lane] = sum_k x[m][k] * w[p][k][lane] for m < rows, p < panels; w[p + 1] starts
+// panel_stride bytes after w[p]. Inputs are summed in order, fused multiply-add, 256 at a time into a fresh
+// accumulator, and the partial sums in order: the result of an output never depends on rows or panels.
+using PanelDot = void (*)(const float* const* x, int rows, int64_t k, const void* w, size_t panel_stride,
+                          int panels, float* tile);
+
+struct Kernels {
+  const char* name;
+  PanelDot dot_f32;
+  PanelDot dot_bf16;
+  PanelDot dot_bf16_exact;  // never rounds x: attention uses it
+  int max_tile_rows_1;      // rows that fit the registers with 1, 2, 4 panels
+  int max_tile_rows_2;
+  int max_tile_rows_4;
+
+  // sum of x[i]^2
+  float (*sum_squares)(const float* x, int64_t n);
+  // y[i] = (x[i] * scale) * weight[i]
+  void (*scale_mul)(const float* x, float scale, const float* weight, float* y, int64_t n);
+  // y[i] = x[i] + bias[i] (bias may be null)
+  void (*store_row)(const float* x, const float* bias, float* y, int n);
+  // y[i] += scale * (x[i] + bias[i]) (bias may be null)
+  void (*accumulate_row)(const float* x, const float* bias, float scale, float* y, int n);
+  // out[i] = silu(gate[i] + gate_bias[i]) * (up[i] + up_bias[i]) (biases may be null)
+  void (*silu_mul_row)(const float* gate, const float* gate_bias, const float* up, const float* up_bias,
+                       float* out, int n);
+  void (*tanh_row)(const float* x, float* y, int64_t n);
+  float (*dot)(const float* a, const float* b, int64_t n);
+  // s[i] *= scale for i < n; returns the maximum
+  float (*scale_max)(float* s, float scale, int64_t n);
+  // s[i] = exp(s[i] - peak) for i < n; returns the sum
+  float (*exp_sum)(float* s, float peak, int64_t n);
+};
+
+const Kernels* kernels_generic();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx512bf16();
+
+}  // namespace flexidepth::cpu
