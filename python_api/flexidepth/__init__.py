@@ -1,0 +1,59 @@
+"""Adaptive layer skipping in language models that is really faster.
+
+    from flexidepth import FlexiDepth
+
+    with FlexiDepth.from_pretrained("smollm2-135m") as llm:
+        out = llm.generate("Hello", max_new_tokens=64, seed=0, return_routing=True)
+        print(out.text, out.metrics.decode_tps, out.routing.layers_used)
+
+Names are loaded on first use, so that `import flexidepth` costs nothing. Importing `flexidepth.modeling`
+(which the names FlexiDepthForCausalLM and FlexiDepthModel do) registers the model with transformers' Auto
+classes.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoints import convert, open_checkpoint, save_checkpoint
+    from .config import FlexiDepthConfig
+    from .generation.output import GenerationOutput
+    from .llm import FlexiDepth, StreamChunk
+    from .modeling import FlexiDepthForCausalLM, FlexiDepthModel
+    from .routing import RoutingReport
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "FlexiDepth": "llm",
+    "StreamChunk": "llm",
+    "GenerationOutput": "generation.output",
+    "RoutingReport": "routing",
+    "FlexiDepthConfig": "config",
+    "FlexiDepthModel": "modeling",
+    "FlexiDepthForCausalLM": "modeling",
+    "convert": "checkpoints",
+    "open_checkpoint": "checkpoints",
+    "save_checkpoint": "checkpoints",
+}
+
+__all__ = [
+    "FlexiDepth",
+    "FlexiDepthConfig",
+    "FlexiDepthForCausalLM",
+    "FlexiDepthModel",
+    "GenerationOutput",
+    "RoutingReport",
+    "StreamChunk",
+    "convert",
+    "open_checkpoint",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

