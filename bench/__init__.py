@@ -1,0 +1,1 @@
+"""Microbenchmarks: tokens per second per skip ratio, beside the limit and the peers."""

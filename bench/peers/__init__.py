@@ -1,0 +1,1 @@
+"""Other runtimes on the same weights and precision, timed in the same run."""

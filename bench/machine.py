@@ -1,0 +1,65 @@
+"""The machine, named in every result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("flexidepth", "torch", "transformers", "numpy", "llama-cpp-python")
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU, cores, caches, memory, system and versions as plain values."""
+    info = _cpuinfo()
+    return {
+        "cpu": info.get("model name", platform.processor() or platform.machine()),
+        "cores": os.cpu_count(),
+        "cache": info.get("cache size", ""),
+        "isa_flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in info.get("flags", "").split()],
+        "memory_gb": _memory_gb(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": sys.version.split()[0],
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "commit": _commit(),
+    }
+
+
+def machine_slug(machine: dict[str, Any]) -> str:
+    """A folder name for the machine's results."""
+    text = f"{machine['cpu']}-{machine['cores']}-cores".lower()
+    return "-".join(filter(None, "".join(c if c.isalnum() else " " for c in text).split()))
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+
+
+def _memory_gb() -> float:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return 0.0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    result = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() if result.returncode == 0 else ""

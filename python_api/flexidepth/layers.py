@@ -1,0 +1,198 @@
+"""Modules of the trainable model, built from the functions of flexidepth.reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import reference
+from .config import FlexiDepthConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a weight [width]."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.rms_norm(x, self.weight, self.eps)
+
+
+class Router(nn.Module):
+    """Gate weight of a layer from its normed input; see reference.router_gate."""
+
+    def __init__(self, config: FlexiDepthConfig) -> None:
+        super().__init__()
+        self.order, self.eps = config.router_order, config.rms_norm_eps
+        self.enc = nn.Linear(config.hidden_size, config.router_dim, bias=False)
+        self.norm = RMSNorm(config.router_dim, config.rms_norm_eps)
+        self.dec = nn.Linear(config.router_dim, config.hidden_size, bias=False)
+        self.head = nn.Linear(config.hidden_size, 1, bias=config.router_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [...] in float32."""
+        return reference.router_gate(
+            x,
+            self.enc.weight,
+            self.norm.weight,
+            self.dec.weight,
+            self.head.weight,
+            self.head.bias,
+            eps=self.eps,
+            order=self.order,
+        )
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: the feed-forward, and with a narrow width the adapter."""
+
+    def __init__(self, hidden: int, width: int, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, width, bias=bias)
+        self.up_proj = nn.Linear(hidden, width, bias=bias)
+        self.down_proj = nn.Linear(width, hidden, bias=bias)
+
+    def forward(self, y: Tensor) -> Tensor:
+        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
+        return reference.gated_mlp(y, gate.weight, up.weight, down.weight, (gate.bias, up.bias, down.bias))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention in two halves, because keys and values are needed of every token."""
+
+    def __init__(self, config: FlexiDepthConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        d, dim = config.hidden_size, config.head_dim
+        inputs = config.qkv_bias or config.attention_bias
+        self.q_proj = nn.Linear(d, config.num_attention_heads * dim, bias=inputs)
+        self.k_proj = nn.Linear(d, config.num_key_value_heads * dim, bias=inputs)
+        self.v_proj = nn.Linear(d, config.num_key_value_heads * dim, bias=inputs)
+        self.o_proj = nn.Linear(config.num_attention_heads * dim, d, bias=config.attention_bias)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[batch, tokens, heads * dim] -> [batch, heads, tokens, dim]."""
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def keys_values(self, x: Tensor, step: StepInputs) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values of the new tokens, joined with those in the cache."""
+        k = reference.apply_rope(self.heads(self.k_proj(x)), step.cos[:, None], step.sin[:, None])
+        v = self.heads(self.v_proj(x))
+        if step.cache is None:
+            return k, v
+        keys, values = step.cache.update(k, v, self.layer)
+        held = step.mask.shape[-1]  # a static cache returns its unused slots as well
+        return keys[:, :, :held], values[:, :, :held]
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, step: StepInputs) -> Tensor:
+        """Attention output of every token of x [batch, tokens, d]."""
+        q = reference.apply_rope(self.heads(self.q_proj(x)), step.cos[:, None], step.sin[:, None])
+        group = q.shape[1] // keys.shape[1]
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=step.mask[:, None])
+        return self.o_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def selected(self, x: Tensor, run: Tensor, keys: Tensor, values: Tensor, step: StepInputs) -> Tensor:
+        """Attention output [running, d] of the tokens where run [batch, tokens] is true, and of no others."""
+        outputs = []
+        for b in range(x.shape[0]):
+            rows = run[b].nonzero().flatten()
+            if len(rows):
+                own = StepInputs(step.cos[b : b + 1, rows], step.sin[b : b + 1, rows], step.mask[b : b + 1, rows], None)
+                outputs.append(self(x[b : b + 1, rows], keys[b : b + 1], values[b : b + 1], own)[0])
+        return torch.cat(outputs) if outputs else x.new_empty(0, x.shape[-1])
+
+
+@dataclass
+class StepInputs:
+    """What every layer needs: cos and sin [batch, tokens, head_dim], mask [batch, tokens, keys], cache."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+    cache: Any | None
+
+
+@dataclass
+class Decision:
+    """Forced decisions of one layer: run [batch, tokens] or None; unit: outputs unscaled; dense: no router."""
+
+    run: Tensor | None = None
+    unit: bool = False
+    dense: bool = False
+
+
+class DecoderLayer(nn.Module):
+    """A layer of the base model, with router and adapter where it is routed."""
+
+    def __init__(self, config: FlexiDepthConfig, index: int) -> None:
+        super().__init__()
+        d, f = config.hidden_size, config.intermediate_size
+        self.input_layernorm = RMSNorm(d, config.rms_norm_eps)
+        self.self_attn = Attention(config, index)
+        self.post_attention_layernorm = RMSNorm(d, config.rms_norm_eps)
+        self.mlp = GatedMLP(d, f, config.mlp_bias)
+        self.straight_through = config.gate == "straight_through"
+        self.routed = index in config.routing_layers
+        if self.routed:
+            self.router = Router(config)
+            self.adapter = GatedMLP(d, config.adapter_dim)
+
+    def forward(
+        self, h: Tensor, step: StepInputs, threshold: Tensor, decision: Decision
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(output [batch, tokens, d], gates, run) of a layer; the last two are None where it is not routed."""
+        x = self.input_layernorm(h)
+        keys, values = self.self_attn.keys_values(x, step)
+        if not self.routed or decision.dense:
+            h = h + self.self_attn(x, keys, values, step)
+            h = h + self.mlp(self.post_attention_layernorm(h))
+            if not self.routed:
+                return h, None, None
+            full = h.new_ones(h.shape[:2], dtype=torch.float32)
+            return h, full * float("nan"), full.bool()
+        gates = self.router(x)
+        run = reference.decide(gates, threshold) if decision.run is None else decision.run
+        if self.training:
+            return self._both_paths(h, x, keys, values, step, gates, run, decision), gates, run
+        return self._one_path(h, x, keys, values, step, gates, run, decision), gates, run
+
+    def _both_paths(
+        self, h: Tensor, x: Tensor, keys: Tensor, values: Tensor, step: StepInputs, gates: Tensor, run: Tensor,
+        decision: Decision,
+    ) -> Tensor:
+        """Everything computed for every token, combined by the gate: what training differentiates."""
+        hard = run.to(gates.dtype)
+        if self.straight_through and not decision.unit:
+            # Forward 0 or 1, backward through w, attention included.
+            taken = hard + gates - gates.detach()
+            attended, fed, adapted = taken, taken, 1 - taken
+        else:
+            attended = hard
+            fed, adapted = reference.gate_scales(gates, run, unit=decision.unit)
+        h = h + attended[..., None].to(h.dtype) * self.self_attn(x, keys, values, step)
+        y = self.post_attention_layernorm(h)
+        return h + fed[..., None].to(h.dtype) * self.mlp(y) + adapted[..., None].to(h.dtype) * self.adapter(y)
+
+    def _one_path(
+        self, h: Tensor, x: Tensor, keys: Tensor, values: Tensor, step: StepInputs, gates: Tensor, run: Tensor,
+        decision: Decision,
+    ) -> Tensor:
+        """Each token through its own path alone."""
+        fed, adapted = reference.gate_scales(gates, run, unit=decision.unit or self.straight_through)
+        h = h.clone()
+        if bool(run.any()):
+            h[run] += self.self_attn.selected(x, run, keys, values, step)
+        y = self.post_attention_layernorm(h)
+        if bool(run.any()):
+            h[run] += fed[run][:, None].to(h.dtype) * self.mlp(y[run])
+        if not bool(run.all()):
+            h[~run] += adapted[~run][:, None].to(h.dtype) * self.adapter(y[~run])
+        return h

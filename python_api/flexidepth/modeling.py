@@ -1,0 +1,297 @@
+"""The trainable transformers model: the executable specification of what the engine computes.
+
+Importing this module registers it with transformers' Auto classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from . import reference
+from .base_model import base_state
+from .config import FlexiDepthConfig
+from .initialization import initial_routing
+from .layers import Decision, DecoderLayer, RMSNorm, StepInputs
+from .routing import ForcedRouting, ForceRouting, resolve_force_routing
+
+# Before version 5 transformers wanted a list of tied names, since then a map to what they are tied to.
+_TIED: Any = {"lm_head.weight": "model.embed_tokens.weight"}
+if int(transformers.__version__.split(".")[0]) < 5:
+    _TIED = ["lm_head.weight"]
+
+
+@dataclass
+class FlexiDepthOutput(BaseModelOutputWithPast):  # type: ignore[misc]
+    """gates: float32 [batch, tokens, routed layers] (NaN when dense); run: bool, same shape."""
+
+    gates: Tensor | None = None
+    run: Tensor | None = None
+
+
+@dataclass
+class FlexiDepthCausalLMOutput(CausalLMOutputWithPast):  # type: ignore[misc]
+    """gates: float32 [batch, tokens, routed layers] (NaN when dense); run: bool, same shape."""
+
+    gates: Tensor | None = None
+    run: Tensor | None = None
+
+
+class FlexiDepthPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    """What the two models share: configuration, initialisation, checkpointing."""
+
+    config_class = FlexiDepthConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DecoderLayer"]
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+
+
+class FlexiDepthModel(FlexiDepthPreTrainedModel):
+    """Token ids to final hidden states.
+
+    In training mode both paths of a routed layer are computed for every token and combined by the gate;
+    in evaluation mode each token takes its own path alone.
+    """
+
+    def __init__(self, config: FlexiDepthConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        force_routing: ForceRouting | ForcedRouting = None,
+        **kwargs: Any,
+    ) -> FlexiDepthOutput:
+        """Run the layers.
+
+        Args:
+            input_ids: int64 [batch, tokens], or inputs_embeds [batch, tokens, d].
+            attention_mask: [batch, past + tokens], 0 = padding on either side.
+            position_ids: [batch, tokens]; None = counted over the unpadded tokens.
+            past_key_values: a transformers Cache.
+            force_routing: see flexidepth.routing.resolve_force_routing; masks go by position.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("forward: give either input_ids or inputs_embeds")
+        h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        batch, tokens = h.shape[:2]
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if position_ids is None:
+            position_ids = _positions(attention_mask, batch, past, tokens, h.device)
+        inv_freq = reference.rope_inv_freq(self.config.head_dim, self.config.rope_parameters)
+        cos, sin = reference.rope_cos_sin(position_ids.expand(batch, -1), inv_freq, h.dtype)
+        mask = self._mask(attention_mask, batch, past, tokens, h.device)
+        step = StepInputs(cos, sin, mask, past_key_values)
+        decisions = self._decisions(force_routing, position_ids.expand(batch, -1))
+        thresholds = torch.tensor(self.config.router_thresholds, dtype=torch.float32, device=h.device)
+        hidden: list[Tensor] = []
+        gates: list[Tensor] = []
+        runs: list[Tensor] = []
+        for layer in self.layers:
+            if output_hidden_states:
+                hidden.append(h)
+            routed = len(gates)
+            arguments = (h, step, thresholds[routed] if layer.routed else thresholds, decisions(routed))
+            if self.gradient_checkpointing and self.training:
+                h, gate, run = self._gradient_checkpointing_func(layer.__call__, *arguments)
+            else:
+                h, gate, run = layer(*arguments)
+            if gate is not None and run is not None:
+                gates.append(gate)
+                runs.append(run)
+        h = self.norm(h)
+        if output_hidden_states:
+            hidden.append(h)
+        return FlexiDepthOutput(
+            last_hidden_state=h,
+            past_key_values=past_key_values,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+            gates=torch.stack(gates, -1) if gates else None,
+            run=torch.stack(runs, -1) if runs else None,
+        )
+
+    def _mask(
+        self, attention_mask: Tensor | None, batch: int, past: int, tokens: int, device: torch.device
+    ) -> Tensor:
+        """Boolean [batch, tokens, keys]: causal by cache slot, without padding; a token always sees itself."""
+        keys = past + tokens
+        slots = torch.arange(keys, device=device)
+        own = torch.arange(past, past + tokens, device=device)
+        allowed = reference.attention_mask(own, slots, self.config.sliding_window).expand(batch, -1, -1)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            visible = F.pad(attention_mask.bool(), (0, max(0, keys - attention_mask.shape[1])))[:, :keys]
+            allowed = (allowed & visible[:, None]) | (own[:, None] == slots)
+        return allowed
+
+    def _decisions(self, force: ForceRouting | ForcedRouting, positions: Tensor) -> Any:
+        """A function from the number of a routed layer to its Decision."""
+        forced = force if isinstance(force, ForcedRouting) else resolve_force_routing(force, self.config)
+        if forced.mode == "router":
+            return lambda _: Decision()
+        if forced.mode == "dense":
+            return lambda _: Decision(dense=True)
+        table = forced.rows(0, int(positions.max()) + 1)
+        assert table is not None
+        run = table.to(positions.device).bool()[positions.clamp(min=0)]
+        unit = forced.mode == "forced_hard"
+        # Layers behind the last routed one ask too, and do not look at the answer.
+        return lambda j: Decision(run[..., j], unit) if j < run.shape[-1] else Decision()
+
+
+class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """FlexiDepthModel with an LM head; trains, generates, saves as any transformers model.
+
+    Outputs carry `gates` and `run` of every routed layer, from which a trainer takes the layer penalty.
+    """
+
+    _tied_weights_keys = _TIED
+
+    def __init__(self, config: FlexiDepthConfig) -> None:
+        super().__init__(config)
+        self.model = FlexiDepthModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_base_model(cls, base: Any, *, seed: int = 0, **routing: Any) -> FlexiDepthForCausalLM:
+        """A model with the weights of a transformers Llama, Qwen2 or Mistral causal LM and seeded routing.
+
+        Args:
+            base: the base model; its weights are copied.
+            seed: of routers and adapters (flexidepth.initialization).
+            routing: routing arguments of FlexiDepthConfig.
+        """
+        config = FlexiDepthConfig.from_base(base.config, **routing)
+        model = cls(config).to(base.dtype)
+        state = base_state(base) | dict(initial_routing(config, seed))
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not (name == "lm_head.weight" and config.tie_word_embeddings)]
+        assert not missing and not unexpected, (missing, unexpected)
+        model.tie_weights()
+        return model.eval()
+
+    def freeze_base(self) -> None:
+        """Leave only routers and adapters trainable, as the method trains."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(".router." in name or ".adapter." in name)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        force_routing: ForceRouting | ForcedRouting = None,
+        **kwargs: Any,
+    ) -> FlexiDepthCausalLMOutput:
+        """Logits [batch, tokens, vocab], and the mean next-token loss when labels are given (-100 = ignored).
+
+        logits_to_keep: how many last tokens get logits, 0 = all. Other arguments as for FlexiDepthModel.
+        `num_items_in_batch` (from the Trainer) replaces the number of labels in the mean.
+        """
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            force_routing=force_routing,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        if isinstance(logits_to_keep, Tensor):
+            logits = self.lm_head(out.last_hidden_state[:, logits_to_keep])
+        else:
+            logits = self.lm_head(out.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = _next_token_loss(logits, labels, kwargs.get("num_items_in_batch"))
+        return FlexiDepthCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            gates=out.gates,
+            run=out.run,
+        )
+
+
+def _next_token_loss(logits: Tensor, labels: Tensor, num_items: Any | None) -> Tensor:
+    flat = logits[:, :-1].float().flatten(0, 1)
+    targets = labels[:, 1:].flatten().to(flat.device)
+    if num_items is None:
+        return F.cross_entropy(flat, targets, ignore_index=-100)
+    return F.cross_entropy(flat, targets, ignore_index=-100, reduction="sum") / num_items
+
+
+def _positions(
+    attention_mask: Tensor | None, batch: int, past: int, tokens: int, device: torch.device
+) -> Tensor:
+    """Positions [batch, tokens] counted over the tokens that are not padding."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return torch.arange(past, past + tokens, device=device).expand(batch, -1)
+    counted = attention_mask.long().cumsum(-1) - 1
+    return counted.clamp(min=0)[:, past : past + tokens]
+
+
+AutoConfig.register("flexidepth", FlexiDepthConfig, exist_ok=True)
+AutoModel.register(FlexiDepthConfig, FlexiDepthModel, exist_ok=True)
+AutoModelForCausalLM.register(FlexiDepthConfig, FlexiDepthForCausalLM, exist_ok=True)
