@@ -1,4 +1,4 @@
-"""Reading and writing models: Hugging Face directories, GGUF files, released checkpoints, the default model."""
+"""Reading and writing models: Hugging Face directories, GGUF files, the default model."""
 
 from .checkpoint import Checkpoint
 from .convert import convert

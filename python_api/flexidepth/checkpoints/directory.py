@@ -1,9 +1,8 @@
-"""Hugging Face directories: a base model, a FlexiDepth checkpoint, or the released `ddllama` layout."""
+"""Hugging Face directories: weights in safetensors, single or sharded, and the tokenizer beside them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,97 +11,136 @@ from torch import Tensor
 
 from ..config import FlexiDepthConfig
 from ..errors import CheckpointError, UnsupportedError
-from .checkpoint import base_shapes, expected_shapes
-from .names import from_released, routing_from_released
+from .checkpoint import NAMES_SHOWN, check_names, expected_shapes
+from .directory_config import read_json
+from .names import from_released
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 _DTYPES = ("F32", "BF16", "F16")
+# Pages of a mapped file count as this process's memory until it is closed, so it is opened anew now and then.
+_MAPPED_BYTES = 64 << 20
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError when it is missing or malformed."""
+class DirectoryWeights:
+    """The weights of a directory. Names, shapes and types are checked here, before any weight is read.
+
+    Args:
+        routed: whether routers and adapters are among them.
+
+    Raises:
+        CheckpointError: tensors missing, left over, of other shapes or types than config.json says, or a
+            damaged file. UnsupportedError: weights in another format.
+    """
+
+    def __init__(self, directory: Path, config: FlexiDepthConfig, *, routed: bool) -> None:
+        self.files = _tensor_files(directory)
+        if config.tie_word_embeddings:
+            self.files.pop("lm_head.weight", None)  # older files hold the tied matrix twice
+        for name in [name for name in self.files if name.endswith(".rotary_emb.inv_freq")]:
+            del self.files[name]  # a constant that older releases of transformers stored
+        wanted = expected_shapes(config, routing=routed)
+        check_names(directory, wanted, self.files)
+        _check_tensors(self.files, wanted)
+
+    def read(self, names: Iterable[str]) -> Iterator[Tensor]:
+        """Memory-mapped tensors of these canonical names, as stored."""
+        path, handle, mapped = None, None, 0
+        for name in names:
+            wanted, stored = self.files[name]
+            if handle is None or path != wanted or mapped > _MAPPED_BYTES:
+                del handle
+                path, handle, mapped = wanted, _open(wanted), 0
+            tensor = handle.get_tensor(stored)
+            mapped += tensor.nbytes
+            yield tensor
+            del tensor
+
+
+def directory_tokenizer(directory: Path) -> Any | None:
+    """The tokenizer of a directory, None where it has none.
+
+    Raises:
+        CheckpointError: its files are damaged.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if (directory / "tokenizer.json").exists():
+        # Not AutoTokenizer: that wants to know the model's class, and may build the tokenizer anew.
+        kind = PreTrainedTokenizerFast
+    elif any(
+        (directory / name).exists()
+        for name in ("tokenizer.model", "vocab.json", "tokenizer_config.json")
+    ):
+        kind = AutoTokenizer
+    else:
+        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; a model directory has a {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: a JSON object is wanted, not a {type(content).__name__}")
-    return content
-
-
-def directory_config(directory: Path, routing: dict[str, Any]) -> tuple[FlexiDepthConfig, bool]:
-    """(configuration, whether the directory holds routers and adapters)."""
-    from transformers import AutoConfig, LlamaConfig
-
-    content = read_json(directory / "config.json")
-    kind = content.get("model_type")
-    if kind == "flexidepth":
-        return FlexiDepthConfig.from_dict({**content, **routing}), True
-    if kind == "ddllama":
-        base = LlamaConfig.from_dict({k: v for k, v in content.items() if k != "model_type"})
-        return FlexiDepthConfig.from_base(base, **{**routing_from_released(content), **routing}), True
-    if kind is None:
-        raise CheckpointError(f"{directory / 'config.json'}: no model_type")
-    try:
-        base = AutoConfig.from_pretrained(directory)
-    except ValueError as error:
-        raise UnsupportedError(f"{directory}: model_type {kind!r}: {error}") from error
-    return FlexiDepthConfig.from_base(base, **routing), False
-
-
-def directory_tensors(directory: Path, config: FlexiDepthConfig, routed: bool) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in layer order, memory-mapped. Names, shapes and types are checked before the first is read."""
-    files = _tensor_files(directory)
-    wanted = expected_shapes(config) if routed else base_shapes(config)
-    if config.tie_word_embeddings:
-        files.pop("lm_head.weight", None)
-    files = {n: f for n, f in files.items() if not n.endswith("rotary_emb.inv_freq")}
-    missing, unexpected = sorted(wanted.keys() - files.keys()), sorted(files.keys() - wanted.keys())
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{directory}: {len(missing)} tensors missing ({_short(missing)}), {len(unexpected)} unexpected "
-            f"({_short(unexpected)}); config.json and the weights do not belong together"
-        )
-    handles = {path: _open(path) for path in {path for path, _ in files.values()}}
-    for name, shape in wanted.items():
-        path, stored = files[name]
-        piece = handles[path].get_slice(stored)
-        if tuple(piece.get_shape()) != shape or piece.get_dtype() not in _DTYPES:
-            raise CheckpointError(
-                f"{path}: {stored} is {piece.get_dtype()} {piece.get_shape()}; wanted {' or '.join(_DTYPES)} {list(shape)}"
-            )
-    for name in wanted:
-        path, stored = files[name]
-        yield name, handles[path].get_tensor(stored)
+        return kind.from_pretrained(directory)
+    except Exception as error:  # tokenizers raises plain Exception for a malformed file
+        raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
 
 
 def _tensor_files(directory: Path) -> dict[str, tuple[Path, str]]:
     """Canonical name -> (file, stored name)."""
-    if (directory / _INDEX).exists():
-        index = read_json(directory / _INDEX).get("weight_map", {})
-        return {from_released(name): (directory / file, name) for name, file in index.items()}
-    single = directory / _SINGLE
-    if not single.exists():
-        if list(directory.glob("pytorch_model*.bin")):
-            raise UnsupportedError(
-                f"{directory}: weights are pickled (pytorch_model.bin), which is not read; save the model as "
-                "safetensors (model.save_pretrained) first"
+    index, single = directory / INDEX, directory / SINGLE
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(file, str) for file in weight_map.values()
+        ):
+            raise CheckpointError(f"{index}: no weight_map from tensor names to files")
+        outside = [file for file in weight_map.values() if Path(file).name != file]
+        if outside:
+            raise CheckpointError(f"{index}: {outside[0]!r} is not a file of its own directory")
+        return {from_released(name): (directory / file, name) for name, file in weight_map.items()}
+    if single.exists():
+        return {from_released(name): (single, name) for name in _open(single).keys()}  # noqa: SIM118
+    if list(directory.glob("*.bin")):
+        raise UnsupportedError(
+            f"{directory}: its weights are pickled "
+            f"({', '.join(p.name for p in sorted(directory.glob('*.bin')))}), which could run foreign code "
+            "and is not read; save them as safetensors first: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )
+    raise CheckpointError(f"{directory}: no weights: neither {SINGLE} nor {INDEX} is there")
+
+
+def _check_tensors(files: dict[str, tuple[Path, str]], wanted: dict[str, tuple[int, ...]]) -> None:
+    handles = {path: _open(path) for path in dict.fromkeys(path for path, _ in files.values())}
+    stored = {path: set(handle.keys()) for path, handle in handles.items()}
+    shapes, dtypes = [], []
+    for name, shape in wanted.items():
+        path, key = files[name]
+        if key not in stored[path]:
+            raise CheckpointError(
+                f"{path}: {key} is missing, though the index lists it there; fetch it again"
             )
-        raise CheckpointError(f"{directory}: neither {_SINGLE} nor {_INDEX}; no weights to load")
-    return {from_released(name): (single, name) for name in _open(single).keys()}  # noqa: SIM118
+        piece = handles[path].get_slice(key)
+        if tuple(piece.get_shape()) != shape:
+            shapes.append(f"{key} is {list(piece.get_shape())} instead of {list(shape)}")
+        elif piece.get_dtype() not in _DTYPES:
+            dtypes.append(f"{key} is {piece.get_dtype()}")
+    folder = next(iter(handles)).parent
+    if shapes:
+        raise CheckpointError(
+            f"{folder}: {_several(shapes)}; config.json and the weights do not belong together"
+        )
+    if dtypes:
+        raise CheckpointError(f"{folder}: {_several(dtypes)}; {', '.join(_DTYPES)} are read")
+
+
+def _several(wrong: list[str]) -> str:
+    rest = len(wrong) - NAMES_SHOWN
+    return "; ".join(wrong[:NAMES_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing, though the index lists it; fetch the checkpoint again") from None
-    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: missing, though the index lists it; fetch the checkpoint again"
+        ) from None
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or truncated ({error}); fetch it again") from error
-
-
-def _short(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "none"

