@@ -186,10 +186,10 @@ inline float reduce_max(Vec a) {
   return t[0];
 }
 
-// e^x to about 1 ulp: x = n ln 2 + r, degree-6 polynomial in r, times 2^n. Arguments below -87 give 0.
+// e^x to about 1 ulp: x = n ln 2 + r, degree-6 polynomial in r, times 2^n. Below -87 it is 0, above 88.3 infinite.
 inline Vec exp(Vec x) {
   const Vec low = set1(-87.0f);
-  const Vec clamped = min(set1(88.0f), max(low, x));  // in this order NaN passes through
+  const Vec clamped = min(set1(89.0f), max(low, x));  // in this order NaN passes through
   const Vec shift = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = fma(clamped, set1(1.44269504088896341f), shift);
   const Vec n = sub(shifted, shift);

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flexidepth_ext import _C, ops
+from flexidepth_ext.errors import ShapeError, ValueOutOfRangeError
+
+from ..tolerances import assert_as_exact_as_torch
+
+SHAPES = [(1, 1), (16, 64), (17, 33), (36, 576), (960, 576), (50, 1537)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 8, 13, 64, 200])
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matches_torch(ctx, rows, n, k, dtype):
+    torch.manual_seed(n + k + rows)
+    x, w, b = torch.randn(rows, k), torch.randn(n, k).to(dtype), torch.randn(n)
+    exact = torch.nn.functional.linear(x.double(), w.double(), b.double())
+    same_type = torch.nn.functional.linear(x.to(dtype), w, b.to(dtype))
+    assert_as_exact_as_torch(ops.linear(x, ops.PackedWeight(w, dtype), b, ctx=ctx), same_type, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_never_depends_on_its_company(isa, dtype):
+    x, w = torch.randn(40, 700), ops.PackedWeight(torch.randn(53, 700), dtype)
+    alone = torch.cat([ops.linear(x[i : i + 1].contiguous(), w, ctx=ops.context(1, isa)) for i in range(40)])
+    for rows in (1, 2, 6, 7, 12, 13, 40):
+        for threads in (1, 2, 5):
+            assert torch.equal(ops.linear(x[:rows].contiguous(), w, ctx=ops.context(threads, isa)), alone[:rows])
+
+
+def test_avx2_and_avx512_give_the_same_bits():
+    isas = [isa for isa in ("avx2", "avx512") if isa in _C.available_isas()]
+    x, w = torch.randn(9, 321), ops.PackedWeight(torch.randn(70, 321), torch.bfloat16)
+    results = [ops.linear(x, w, ctx=ops.context(2, isa)) for isa in isas]
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+def test_accumulates_scaled_rows_and_leaves_the_others(ctx):
+    x, w, b = torch.randn(10, 48), torch.randn(37, 48), torch.randn(37)
+    index, scale = torch.tensor([1, 4, 9], dtype=torch.int32), torch.tensor([0.5, 2.0, -1.0])
+    start = torch.randn(10, 37)
+    out = ops.linear(x, ops.PackedWeight(w), b, index=index, out=start.clone(), scale=scale, ctx=ctx)
+    rows = index.long()
+    wanted = start.clone()
+    wanted[rows] += scale[:, None] * torch.nn.functional.linear(x[rows], w, b)
+    torch.testing.assert_close(out[rows], wanted[rows])
+    others = [i for i in range(10) if i not in rows.tolist()]
+    assert torch.equal(out[others], start[others])
+
+
+@pytest.mark.skipif("avx512bf16" not in _C.available_isas(), reason="needs AVX512-BF16")
+@pytest.mark.parametrize("k", [1, 33, 576, 1537])
+def test_linear_bf16_rounded(k):
+    x, w = torch.randn(14, k), torch.randn(50, k).bfloat16()
+    ours = ops.linear(x, ops.PackedWeight(w, torch.bfloat16), ctx=ops.context(2, "avx512bf16"))
+    rounded = torch.nn.functional.linear(x.bfloat16().double(), w.double())
+    # Against rounded activations only float32 summation is left; against exact ones the rounding shows.
+    assert (ours.double() - rounded).abs().max() < 2e-6 * k**0.5 * 4
+    assert_as_exact_as_torch(
+        ours, torch.nn.functional.linear(x.bfloat16(), w), torch.nn.functional.linear(x.double(), w.double())
+    )
+
+
+def test_pack_keeps_every_float16_value():
+    bits = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
+    values = bits.view(torch.float16)
+    values = values[torch.isfinite(values)]
+    w = ops.PackedWeight(values[:, None])
+    assert torch.equal(ops.linear(torch.ones(1, 1), w)[0], values.float())
+
+
+def test_pack_rounds_to_bfloat16_as_torch():
+    values = torch.randn(4096, 1) * torch.logspace(-30, 30, 4096)[:, None]
+    packed = ops.linear(torch.ones(1, 1), ops.PackedWeight(values, torch.bfloat16))[0]
+    assert torch.equal(packed, values[:, 0].bfloat16().float())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_pack_refuses_values_that_are_not_finite(bad):
+    w = torch.randn(20, 7)
+    w[13, 3] = bad
+    with pytest.raises(ValueOutOfRangeError, match="1 of 140 values"):
+        ops.PackedWeight(w)
+
+
+def test_wrong_shapes_name_what_came():
+    w = ops.PackedWeight(torch.randn(4, 8))
+    with pytest.raises(ShapeError, match=r"x is \[2, 7\]"):
+        ops.linear(torch.randn(2, 7), w)
+    with pytest.raises(ShapeError, match="not contiguous"):
+        ops.linear(torch.randn(8, 2).T, w)
+    with pytest.raises(ValueOutOfRangeError, match=r"0\.\.2 of 2 rows"):
+        ops.linear(torch.randn(2, 8), w, index=torch.tensor([0, 2], dtype=torch.int32))
