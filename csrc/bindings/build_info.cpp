@@ -1,6 +1,8 @@
 // What this binary was built from, for `flexidepth doctor`.
 #include <pybind11/stl.h>
 
+#include <string>
+
 #include "bindings/register.h"
 #include "build_config.h"
 
@@ -15,8 +17,8 @@ py::dict build_info() {
   info["version"] = FD_VERSION;
   info["commit"] = FD_COMMIT;
   info["compiler"] = FD_COMPILER;
-  info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
-      PYBIND11_VERSION_MINOR);
+  info["pybind11"] =
+      std::to_string(PYBIND11_VERSION_MAJOR) + "." + std::to_string(PYBIND11_VERSION_MINOR);
   info["build_type"] = FD_BUILD_TYPE;
   info["flags"] = FD_CXX_FLAGS;
   info["architecture"] = FD_ARCHITECTURE;
