@@ -6,6 +6,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled ops and engine of flexidepth; use flexidepth_ext.ops and flexidepth_ext.Engine.";
   b::register_errors(m);
   b::register_build_info(m);
-  b::register_ops(m);
+  // The engine's classes first: signatures of ops name KVCache.
   b::register_engine(m);
+  b::register_ops(m);
 }
