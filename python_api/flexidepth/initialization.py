@@ -44,7 +44,8 @@ def initial_tensor(name: str, shape: tuple[int, ...], config: FlexiDepthConfig, 
         return torch.ones(shape)
     if name.endswith(".bias"):
         return torch.zeros(shape)
-    generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+    # One 32-bit number out of both: torch's CPU generator takes no more than the low 32 bits of a seed.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     std = config.initializer_range / 10 if name.endswith("adapter.down_proj.weight") else shape[-1] ** -0.5
     return torch.randn(shape, generator=generator) * std
 
