@@ -36,7 +36,8 @@ def test_missing_and_unexpected_tensors_are_named(llama_dir: Path) -> None:
 
     change_tensors(llama_dir, change)
     with pytest.raises(
-        CheckpointError, match=r"1 tensors missing \(model.norm.weight\), 1 unexpected \(model.extra.weight"
+        CheckpointError,
+        match=r"1 tensors missing \(model.norm.weight\), 1 unexpected \(model.extra.weight",
     ):
         open_checkpoint(llama_dir)
 
@@ -47,7 +48,9 @@ def test_a_long_list_of_names_is_shortened(llama_dir: Path) -> None:
             del tensors[name]
 
     change_tensors(llama_dir, change)
-    with pytest.raises(CheckpointError, match=r"18 tensors missing \(.* and 8 more\), 0 unexpected \(none\)"):
+    with pytest.raises(
+        CheckpointError, match=r"18 tensors missing \(.* and 8 more\), 0 unexpected \(none\)"
+    ):
         open_checkpoint(llama_dir)
 
 
@@ -58,7 +61,9 @@ def test_wrong_shape_names_both_shapes(llama_dir: Path) -> None:
 
 
 def test_wrong_type_is_named(llama_dir: Path) -> None:
-    change_tensors(llama_dir, lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.int8)}))
+    change_tensors(
+        llama_dir, lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.int8)})
+    )
     with pytest.raises(CheckpointError, match=r"model.norm.weight is I8; F32, BF16, F16 are read"):
         open_checkpoint(llama_dir)
 
@@ -91,7 +96,9 @@ def test_an_index_naming_the_wrong_shard(tmp_path: Path) -> None:
     name = next(n for n, file in content["weight_map"].items() if file == shards[0])
     content["weight_map"][name] = shards[1]
     index.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=f"{name} is missing, though the index lists it there"):
+    with pytest.raises(
+        CheckpointError, match=f"{name} is missing, though the index lists it there"
+    ):
         open_checkpoint(tmp_path)
 
 
@@ -149,7 +156,9 @@ def test_an_unsupported_variant_says_what_is_missing(
         open_checkpoint(llama_dir)
 
 
-@pytest.mark.parametrize("changes", [{"hidden_size": "64"}, {"num_key_value_heads": 3}, {"head_dim": 15}])
+@pytest.mark.parametrize(
+    "changes", [{"hidden_size": "64"}, {"num_key_value_heads": 3}, {"head_dim": 15}]
+)
 def test_malformed_values_name_the_file(llama_dir: Path, changes: dict[str, Any]) -> None:
     change_config(llama_dir, **changes)
     with pytest.raises(CheckpointError, match=r"config\.json: "):
@@ -158,7 +167,9 @@ def test_malformed_values_name_the_file(llama_dir: Path, changes: dict[str, Any]
 
 def test_a_config_of_another_model(llama_dir: Path) -> None:
     change_config(llama_dir, intermediate_size=256)
-    with pytest.raises(CheckpointError, match=r"mlp.gate_proj.weight is \[128, 64\] instead of \[256, 64\]"):
+    with pytest.raises(
+        CheckpointError, match=r"mlp.gate_proj.weight is \[128, 64\] instead of \[256, 64\]"
+    ):
         open_checkpoint(llama_dir)
 
 

@@ -133,6 +133,8 @@ def test_a_tokenizer_is_found_beside_the_weights(llama_dir: Path) -> None:
     assert open_checkpoint(llama_dir).tokenizer() is None
     from tokenizers import Tokenizer, models
 
-    Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b")).save(str(llama_dir / "tokenizer.json"))
+    Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b")).save(
+        str(llama_dir / "tokenizer.json")
+    )
     tokenizer = open_checkpoint(llama_dir).tokenizer()
     assert tokenizer("a")["input_ids"] == [0]

@@ -70,7 +70,11 @@ def test_a_released_checkpoint_opens(released: Path) -> None:
     checkpoint = open_checkpoint(released)
     config = checkpoint.config
     assert checkpoint.routers_trained
-    assert (config.routing_layers, config.router_order, config.gate) == ([2, 3], "norm_tanh", "multiplier")
+    assert (config.routing_layers, config.router_order, config.gate) == (
+        [2, 3],
+        "norm_tanh",
+        "multiplier",
+    )
     assert config.router_thresholds == [0.5, 0.5]
     assert config.rope_parameters["rope_theta"] == 500000.0
     stored, tensors = load_file(released / "model.safetensors"), dict(checkpoint.tensors())
@@ -81,19 +85,30 @@ def test_a_released_checkpoint_opens(released: Path) -> None:
 
 def test_it_survives_a_round_trip_in_its_own_layout(released: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(released)
-    out = save_checkpoint(checkpoint.config, checkpoint.tensors(), tmp_path / "out", layout="ddllama")
+    out = save_checkpoint(
+        checkpoint.config, checkpoint.tensors(), tmp_path / "out", layout="ddllama"
+    )
     before, after = load_file(released / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     old, new = (json.loads((d / "config.json").read_text()) for d in (released, out))
     assert {key: new[key] for key in old} == old
     assert new["rope_scaling"] is None
-    ours = {"gate", "router_order", "router_thresholds", "base_model_type", "qkv_bias", "rope_parameters"}
+    ours = {
+        "gate",
+        "router_order",
+        "router_thresholds",
+        "base_model_type",
+        "qkv_bias",
+        "rope_parameters",
+    }
     assert not ours & new.keys()
     assert open_checkpoint(out).config.to_dict() == checkpoint.config.to_dict()
 
 
-def test_llama3_rope_scaling_is_written_in_the_words_of_transformers_4(tmp_path: Path, released: Path) -> None:
+def test_llama3_rope_scaling_is_written_in_the_words_of_transformers_4(
+    tmp_path: Path, released: Path
+) -> None:
     path = released / "config.json"
     scaling = {
         "rope_type": "llama3",
@@ -105,7 +120,9 @@ def test_llama3_rope_scaling_is_written_in_the_words_of_transformers_4(tmp_path:
     path.write_text(json.dumps({**json.loads(path.read_text()), "rope_scaling": scaling}))
     checkpoint = open_checkpoint(released)
     assert checkpoint.config.rope_parameters == {**scaling, "rope_theta": 500000.0}
-    out = save_checkpoint(checkpoint.config, checkpoint.tensors(), tmp_path / "out", layout="ddllama")
+    out = save_checkpoint(
+        checkpoint.config, checkpoint.tensors(), tmp_path / "out", layout="ddllama"
+    )
     assert json.loads((out / "config.json").read_text())["rope_scaling"] == scaling
 
 

@@ -48,7 +48,20 @@ GGUF_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-MERGES = ["1 2", "12 3", "h e", "l l", "he ll", "hell o", "Ġ hello", "' s", "Ċ Ċ", "Ġ Ġ", "Ã ©", "c a"]
+MERGES = [
+    "1 2",
+    "12 3",
+    "h e",
+    "l l",
+    "he ll",
+    "hell o",
+    "Ġ hello",
+    "' s",
+    "Ċ Ċ",
+    "Ġ Ġ",
+    "Ã ©",
+    "c a",
+]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 USER_DEFINED = ["<tool>"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
@@ -66,7 +79,9 @@ def base_model(kind: str = "llama", **changes: Any) -> Any:
     return model
 
 
-def save_base(folder: Path, kind: str = "llama", *, max_shard_size: str = "1GB", **changes: Any) -> Any:
+def save_base(
+    folder: Path, kind: str = "llama", *, max_shard_size: str = "1GB", **changes: Any
+) -> Any:
     """Save such a model the way transformers does; returns the model."""
     model = base_model(kind, **changes)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -132,7 +147,9 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     for key, value in (metadata or {}).items():
-        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[
+            type(value)
+        ]
         add(key, value)
     add_tokenizer(writer, pre)
     for name, tensor in state(model).items():
