@@ -126,7 +126,7 @@ class Engine:
             source = source.reshape(-1)
         rows = source.shape[0]
         columns = source.shape[1] if source.dim() == 2 else 1
-        self._native.set_weight(name, source.data_ptr(), _DTYPES[source.dtype], 0, rows, columns)
+        self._native.set_weight(name, source.data_ptr(), _DTYPES[source.dtype], rows, columns)
 
     @property
     def num_threads(self) -> int:

@@ -121,12 +121,10 @@ void register_engine(py::module_& m) {
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
       .def_property_readonly("closed", &Engine::closed)
       .def("set_weight",
-           [](Engine& e, const std::string& name, Address source, int dtype, int64_t first_row, int64_t rows,
-              int64_t columns) {
-             e.set_weight(name, at<const void>(source), static_cast<DType>(dtype), first_row, rows, columns);
+           [](Engine& e, const std::string& name, Address source, int dtype, int64_t rows, int64_t columns) {
+             e.set_weight(name, at<const void>(source), static_cast<DType>(dtype), rows, columns);
            },
-           Release(), py::arg("name"), py::arg("source"), py::arg("dtype"), py::arg("first_row"), py::arg("rows"),
-           py::arg("columns"))
+           Release(), py::arg("name"), py::arg("source"), py::arg("dtype"), py::arg("rows"), py::arg("columns"))
       .def("finish_loading", &Engine::finish_loading, Release())
       .def("new_cache", &Engine::new_cache, py::arg("max_length"))
       .def("forward", &forward, Release(), py::arg("token_ids"), py::arg("counts"), py::arg("caches"),

@@ -48,7 +48,7 @@ PackedMatrix matrix(Address data, int dtype, int64_t n, int64_t k, Address bias)
 }
 
 int64_t pack(OpContext& c, Address source, int source_dtype, int64_t rows, int64_t k, Address out, int dtype) {
-  return cpu::pack({at<const void>(source), static_cast<DType>(source_dtype), 0, rows, k, at<uint8_t>(out),
+  return cpu::pack({at<const void>(source), static_cast<DType>(source_dtype), rows, k, at<uint8_t>(out),
                     static_cast<DType>(dtype)},
                    c.get());
 }

@@ -20,7 +20,7 @@ int64_t pack_panels(const PackArgs& args, int64_t begin, int64_t end) {
   int64_t bad = 0;
   const size_t stride = panel_bytes(kPacked, args.k);
   for (int64_t panel = begin; panel < end; ++panel) {
-    uint8_t* to = args.packed + (args.first_row / kPanel + panel) * stride;
+    uint8_t* to = args.packed + panel * stride;
     for (int64_t lane = 0; lane < kPanel && panel * kPanel + lane < args.rows; ++lane) {
       const int64_t from = (panel * kPanel + lane) * args.k;
       for (int64_t i = 0; i < args.k; ++i) {

@@ -40,11 +40,11 @@ Engine::Engine(const ModelShape& shape, int num_threads, int64_t max_rows, const
       weights_(std::make_unique<Weights>(shape)),
       scratch_(std::make_unique<Scratch>(shape, max_rows)) {}
 
-void Engine::set_weight(const std::string& name, const void* source, DType dtype, int64_t first_row, int64_t rows,
+void Engine::set_weight(const std::string& name, const void* source, DType dtype, int64_t rows,
                         int64_t columns) {
   const Guard guard(*this);
   check(!closed(), ErrorKind::kClosed, "engine: set_weight after close()");
-  weights_->set(name, source, dtype, first_row, rows, columns, context());
+  weights_->set(name, source, dtype, rows, columns, context());
 }
 
 void Engine::finish_loading() {

@@ -29,8 +29,7 @@ class Engine {
   const char* isa() const { return kernels_.name; }
   size_t weight_bytes() const { return weights_ == nullptr ? 0 : weights_->bytes(); }
 
-  void set_weight(const std::string& name, const void* source, DType dtype, int64_t first_row, int64_t rows,
-                  int64_t columns);
+  void set_weight(const std::string& name, const void* source, DType dtype, int64_t rows, int64_t columns);
   void finish_loading();
 
   std::unique_ptr<KvCache> new_cache(int64_t max_length) const;

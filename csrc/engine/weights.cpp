@@ -37,11 +37,11 @@ Weights::Weights(const ModelShape& shape) : shape_(shape), layers_(static_cast<s
 
 void Weights::add_matrix(const std::string& name, PackedMatrix* matrix, int64_t rows, int64_t columns, DType dtype) {
   *matrix = {nullptr, dtype, rows, columns, nullptr};
-  slots_[name] = {rows, columns, matrix, nullptr, dtype, 0};
+  slots_[name] = {rows, columns, matrix, nullptr, dtype, false};
 }
 
 void Weights::add_vector(const std::string& name, const float** vector, int64_t length) {
-  slots_[name] = {length, 1, nullptr, vector, DType::kFloat32, 0};
+  slots_[name] = {length, 1, nullptr, vector, DType::kFloat32, false};
 }
 
 void Weights::add_layer(int64_t index) {
@@ -97,38 +97,37 @@ void Weights::place() {
   }
 }
 
-void Weights::set(const std::string& name, const void* source, DType dtype, int64_t first_row, int64_t rows,
-                  int64_t columns, const cpu::Context& context) {
+void Weights::set(const std::string& name, const void* source, DType dtype, int64_t rows, int64_t columns,
+                  const cpu::Context& context) {
   const auto found = slots_.find(name);
   check(found != slots_.end(), ErrorKind::kValue, "weights: unexpected tensor ", name,
         "; this configuration has no such weight");
   Slot& s = found->second;
-  check(columns == s.columns && first_row % cpu::kPanel == 0 && first_row == s.filled && rows > 0 &&
-            first_row + rows <= s.rows,
-        ErrorKind::kShape, "weights: ", name, " rows ", first_row, "..", first_row + rows, " x ", columns, "; wanted [",
-        s.rows, ", ", s.columns, "], ", s.filled, " rows already set");
+  check(rows == s.rows && columns == s.columns, ErrorKind::kShape, "weights: ", name, " is [", rows, ", ", columns,
+        "]; wanted [", s.rows, ", ", s.columns, "]");
+  check(!s.filled, ErrorKind::kValue, "weights: ", name, " came twice");
   int64_t bad = 0;
   if (s.matrix != nullptr) {
-    bad = cpu::pack({source, dtype, first_row, rows, columns, const_cast<uint8_t*>(s.matrix->data), s.dtype}, context);
+    bad = cpu::pack({source, dtype, rows, columns, const_cast<uint8_t*>(s.matrix->data), s.dtype}, context);
   } else {
-    auto* out = const_cast<float*>(*s.vector) + first_row;
+    auto* out = const_cast<float*>(*s.vector);
     for (int64_t i = 0; i < rows; ++i) {
       out[i] = element(source, dtype, i);
       bad += std::isfinite(out[i]) ? 0 : 1;
     }
   }
   if (bad > 0) fail_not_finite(name, bad, rows * columns);
-  s.filled += rows;
+  s.filled = true;
 }
 
 void Weights::finish() {
   std::string missing;
   int64_t count = 0;
   for (const auto& [name, s] : slots_) {
-    if (s.filled == s.rows) continue;
+    if (s.filled) continue;
     if (++count <= 5) missing += (missing.empty() ? "" : ", ") + name;
   }
-  check(count == 0, ErrorKind::kValue, "weights: ", count, " tensors missing or incomplete: ", missing,
+  check(count == 0, ErrorKind::kValue, "weights: ", count, " tensors missing: ", missing,
         count > 5 ? ", ..." : "", "; the checkpoint does not fit its configuration");
   std::vector<float> dec(static_cast<size_t>(shape_.hidden_size * shape_.router_dim));
   for (LayerWeights& layer : layers_) {

@@ -37,11 +37,11 @@ class Weights {
  public:
   explicit Weights(const ModelShape& shape);
 
-  // Rows [first_row, first_row + rows) of the tensor `name` (canonical names of flexidepth.config), row-major
-  // [rows, columns]; vectors have rows = length, columns = 1. first_row is a multiple of 16.
-  // Throws Error on an unknown name, a wrong shape or values that are not finite.
-  void set(const std::string& name, const void* source, DType dtype, int64_t first_row, int64_t rows,
-           int64_t columns, const cpu::Context& context);
+  // The tensor `name` (canonical names, docs/architecture.md), row-major [rows, columns]; vectors have
+  // rows = length, columns = 1. Throws Error on an unknown or repeated name, a wrong shape or values that are
+  // not finite.
+  void set(const std::string& name, const void* source, DType dtype, int64_t rows, int64_t columns,
+           const cpu::Context& context);
 
   // Checks that every tensor has arrived whole and folds the routers.
   void finish();
@@ -59,7 +59,7 @@ class Weights {
     PackedMatrix* matrix = nullptr;  // a matrix to pack, or
     const float** vector = nullptr;  // a float32 vector to copy
     DType dtype = DType::kFloat32;
-    int64_t filled = 0;              // rows that have arrived
+    bool filled = false;
   };
 
   void add_matrix(const std::string& name, PackedMatrix* matrix, int64_t rows, int64_t columns, DType dtype);

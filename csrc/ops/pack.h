@@ -6,13 +6,12 @@
 namespace flexidepth {
 
 struct PackArgs {
-  const void* source;     // row-major [rows, k]
-  DType source_dtype;     // float32, bfloat16 or float16
-  int64_t first_row;      // where these rows stand in the packed matrix; a multiple of 16
+  const void* source;  // row-major [rows, k]
+  DType source_dtype;  // float32, bfloat16 or float16
   int64_t rows;
   int64_t k;
-  uint8_t* packed;        // the whole packed matrix, zeroed before its first piece
-  DType packed_dtype;     // float32, or bfloat16 (round to nearest even)
+  uint8_t* packed;     // packed_bytes(), zeroed
+  DType packed_dtype;  // float32, or bfloat16 (round to nearest even)
 };
 
 namespace cpu {
