@@ -24,7 +24,8 @@ _TYPES = [
 ]
 
 
-def _plain_types(line: str) -> str:
+def plain_types(line: str) -> str:
+    """One line of a stub in the types that callers use."""
     if line.lstrip().startswith("def "):
         for pattern, name in _TYPES:
             line = re.sub(pattern, name, line)
@@ -45,7 +46,7 @@ def generate() -> str:
         if result.returncode != 0:
             raise RuntimeError(f"pybind11-stubgen failed:\n{result.stdout}{result.stderr}")
         text = (Path(folder) / "flexidepth_ext" / "_C.pyi").read_text(encoding="utf-8")
-    return HEADER + "\n".join(map(_plain_types, text.splitlines())) + "\n"
+    return HEADER + "\n".join(map(plain_types, text.splitlines())) + "\n"
 
 
 def main() -> int:
