@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,11 @@ from tests.checkpoints.tiny import save_base
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXIDEPTH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def offline(repo_id: str, **_: Any) -> str:
+        raise OSError(f"no route to the hub\nwhile looking for {repo_id}")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
 
 
 @pytest.fixture

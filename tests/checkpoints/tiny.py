@@ -61,6 +61,8 @@ MERGES = [
     "Ġ Ġ",
     "Ã ©",
     "c a",
+    "( ca",
+    "; Ċ",
 ]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 USER_DEFINED = ["<tool>"]

@@ -117,7 +117,8 @@ def _from_hub(repo_id: str) -> Path:
     try:
         return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises many kinds; all mean the same here
+        reason = next(iter(str(error).splitlines()), "no reason given")
         raise DownloadError(
-            f"{repo_id}: no such path, and the hub gave nothing ({type(error).__name__}: {error}); check "
+            f"{repo_id}: no such path, and the hub gave nothing ({type(error).__name__}: {reason}); check "
             "the id and the network, or pass the path of a directory or GGUF file you already have"
         ) from error
