@@ -35,6 +35,11 @@ class DecodeRow:
     of_ideal: float | None
     samples: list[float]
 
+    @property
+    def tps_median(self) -> float:
+        """Tokens per second at the median time."""
+        return 1e3 / self.ms_median
+
     def to_dict(self) -> dict[str, object]:
         """Plain values, every sample included."""
         return asdict(self)

@@ -24,6 +24,14 @@ DECODE_COLUMNS: Columns = (
     ("of_ideal", "of ideal", ".3f"),
 )
 
+DEMO_COLUMNS: Columns = (
+    ("name", "layers skipped", ""),
+    ("tps_median", "tok/s", ".1f"),
+    ("speedup", "x dense", ".2f"),
+    ("ideal", "ideal", ".2f"),
+    ("of_ideal", "of ideal", ".2f"),
+)
+
 PROMPT_COLUMNS: Columns = (
     ("name", "prompt", ""),
     ("threads", "threads", "d"),
@@ -67,3 +75,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
     partial.replace(path)
+
+
+def table(rows: Sequence[Any], columns: Columns) -> str:
+    """The same columns aligned for a terminal."""
+    cells = [[heading for _, heading, _ in columns]]
+    cells += [[cell(getattr(row, f), spec) for f, _, spec in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [
+        "  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    ]
+    return "\n".join(lines)

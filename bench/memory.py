@@ -1,0 +1,43 @@
+"""Memory and time of loading a model, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+_SCRIPT = """
+import json, sys, time
+def status():
+    lines = open('/proc/self/status', encoding='ascii').read().splitlines()
+    return {k: int(v.split()[0]) * 1024 for k, _, v in (l.partition(':') for l in lines) if k in ('VmHWM', 'VmRSS')}
+import torch
+from flexidepth.checkpoints import open_checkpoint
+from flexidepth_ext.engine import Engine
+from flexidepth.llm import FlexiDepth
+open_checkpoint(sys.argv[1]).tokenizer()  # imports of the tokenizer's library are not the model's memory
+before = status()['VmRSS']
+begin = time.perf_counter()
+llm = FlexiDepth.from_pretrained(sys.argv[1], dtype=sys.argv[2])
+seconds = time.perf_counter() - begin
+cache = llm.new_cache(1024)
+llm.generate([1] * 512, cache=cache, max_new_tokens=64, eos_token_id=-1, force_routing='all')
+print(json.dumps({
+    'load_s': seconds, 'peak_bytes': status()['VmHWM'] - before,
+    'weight_bytes': llm.engine.weight_bytes, 'cache_bytes': cache.nbytes,
+}))
+"""
+
+
+def measure_memory(model: str, dtype: str) -> dict[str, Any] | None:
+    """Seconds to load (files warm), peak resident bytes above the imports while loading and generating 512 + 64
+    tokens, and the bytes of weights and cache; None where the system has no /proc."""
+    if not sys.platform.startswith("linux"):
+        return None
+    result = subprocess.run([sys.executable, "-c", _SCRIPT, model, dtype], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"the memory measurement failed: {result.stderr.strip().splitlines()[-1:]}")
+    figures: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    figures["peak_over_weights_and_cache"] = figures["peak_bytes"] / (figures["weight_bytes"] + figures["cache_bytes"])
+    return figures

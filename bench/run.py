@@ -1,0 +1,238 @@
+"""A whole benchmark run: cases, peers, machine, results."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flexidepth.checkpoints import Checkpoint, open_checkpoint
+
+from flexidepth_ext import _C
+from flexidepth_ext.engine import Engine
+
+from .bandwidth import read_bandwidth
+from .decode import DecodeRow, measure_decode
+from .machine import describe_machine
+from .prompt import PromptRow, measure_prompt
+from .report import DECODE_COLUMNS, PROMPT_COLUMNS, csv_text, markdown, write_json
+from .timing import Case, load_average
+
+FORMAT = "flexidepth-bench-1"
+_DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.float32}
+_BLOCK = 16  # decode steps per turn
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure. skips None = every number of layers; threads None = all available."""
+
+    model: str
+    dtype: str
+    prompt: int
+    steps: int
+    depth: int
+    skips: Sequence[int] | None
+    shares: Sequence[float]
+    threads: Sequence[int] | None
+    rounds: int
+    peers: bool
+    accuracy: bool
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Rows and everything needed to rerun them."""
+
+    header: dict[str, Any]
+    decode: list[DecodeRow]
+    prompt: list[PromptRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every sample included."""
+        return {
+            **self.header,
+            "decode": [row.to_dict() for row in self.decode],
+            "prompt": [row.to_dict() for row in self.prompt],
+        }
+
+
+def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
+    """Measure; `notify` gets a line of text for each stage."""
+    if options.dtype not in _DTYPES:
+        raise ValueError(f"bench: dtype {options.dtype!r}; wanted one of {', '.join(_DTYPES)}")
+    dtype = _DTYPES[options.dtype]
+    checkpoint = open_checkpoint(options.model, notify=notify)
+    config = checkpoint.config
+    skips = list(range(config.num_routed_layers + 1)) if options.skips is None else list(options.skips)
+    if wrong := [n for n in skips if not 0 <= n <= config.num_routed_layers]:
+        raise ValueError(f"bench: cannot skip {wrong} layers; this model routes {config.num_routed_layers}")
+    load_before = load_average()
+    if load_before > 0.5:
+        notify(f"warning: the machine is busy (load {load_before:.2f}); figures will be noisy")
+    peers = _Peers(checkpoint, options, dtype, notify) if options.peers else None
+    decode: list[DecodeRow] = []
+    prompt: list[PromptRow] = []
+    bandwidth = {}
+    accuracy = None
+    for threads in options.threads or [_C.available_threads()]:
+        bandwidth[threads] = read_bandwidth(threads)
+        engine = Engine(config, checkpoint.tensors(), dtype=dtype, num_threads=threads)
+        if options.steps:
+            notify(f"decode, {threads} threads, {len(skips) + 1} cases")
+            decode += measure_decode(
+                engine,
+                skips,
+                peers=peers.decode(threads) if peers else (),
+                context=options.depth,
+                rounds=options.rounds,
+                steps=max(1, min(_BLOCK, options.steps // options.rounds)),
+            )
+        if options.prompt:
+            notify(f"prompt of {options.prompt}, {threads} threads")
+            prompt += measure_prompt(
+                engine, options.prompt, options.shares, peers=peers.prompt(threads) if peers else (), rounds=5
+            )
+        if options.accuracy and accuracy is None:
+            notify("accuracy against the float32 reference")
+            accuracy = _accuracy(checkpoint, engine)
+        engine.close()
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "model": options.model,
+        "dtype": str(dtype).removeprefix("torch."),
+        "num_layers": config.num_hidden_layers,
+        "routed_layers": config.num_routed_layers,
+        "depth": options.depth,
+        "command": "flexidepth " + shlex.join(sys.argv[1:]),
+        "machine": describe_machine(),
+        "isa": _C.OpContext(1).isa,
+        "load_before": load_before,
+        "load_after": load_average(),
+        "read_bandwidth_gb_per_s": bandwidth,
+        "accuracy": accuracy,
+        "memory": _memory(options),
+    }
+    return BenchResult(header, decode, prompt)
+
+
+def _accuracy(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
+    from .accuracy import measure_accuracy
+
+    return measure_accuracy(checkpoint, engine).to_dict()
+
+
+def _memory(options: BenchOptions) -> dict[str, Any] | None:
+    from .memory import measure_memory
+
+    return measure_memory(options.model, options.dtype)
+
+
+class _Peers:
+    """The peers that are installed, loaded once; one that cannot run is said and left out."""
+
+    def __init__(self, checkpoint: Checkpoint, options: BenchOptions, dtype: torch.dtype, notify: Notify) -> None:
+        self.options, self.notify = options, notify
+        from .peers import transformers_eager
+
+        self.transformers = [transformers_eager.load(checkpoint, kind) for kind in dict.fromkeys((dtype, torch.float32))]
+        self.llama_file: Path | None = None
+        if dtype != torch.bfloat16 or not checkpoint.source.endswith(".gguf"):
+            notify("llama.cpp is left out: it runs bfloat16 from a GGUF file")
+            return
+        try:
+            from .peers import llama_cpp
+
+            self.llama_file = llama_cpp.bf16_file(Path(checkpoint.source))
+        except ImportError:
+            notify("llama.cpp is left out: pip install llama-cpp-python (or flexidepth[peers]) adds it")
+
+    def decode(self, threads: int) -> list[Case]:
+        """One case per peer."""
+        from .peers import llama_cpp, transformers_eager
+
+        depth = self.options.depth
+        cases = [transformers_eager.decode_case(model, depth, threads) for model in self.transformers]
+        if self.llama_file is not None:
+            model = llama_cpp.load(self.llama_file, threads, 2048)
+            cases.append(llama_cpp.decode_case(model, depth))
+        return cases
+
+    def prompt(self, threads: int) -> list[Case]:
+        """One case per peer."""
+        from .peers import llama_cpp, transformers_eager
+
+        tokens = self.options.prompt
+        cases = [transformers_eager.prompt_case(model, tokens, threads) for model in self.transformers]
+        if self.llama_file is not None:
+            cases.append(llama_cpp.prompt_case(llama_cpp.load(self.llama_file, threads, 2048), tokens))
+        return cases
+
+
+def render(result: BenchResult, kind: str) -> str:
+    """The result as "md", "csv" or "json"."""
+    if kind == "json":
+        return json.dumps(result.to_dict(), indent=1)
+    parts = []
+    for rows, columns in ((result.decode, DECODE_COLUMNS), (result.prompt, PROMPT_COLUMNS)):
+        if rows:
+            parts.append(markdown(rows, columns) if kind == "md" else csv_text(rows, columns))
+    if kind == "md":
+        parts.insert(0, _preamble(result.header))
+        parts += _postscript(result.header)
+    return "\n\n".join(parts)
+
+
+def _preamble(header: dict[str, Any]) -> str:
+    machine = header["machine"]
+    bandwidth = ", ".join(f"{v:.1f} GB/s with {k} threads" for k, v in header["read_bandwidth_gb_per_s"].items())
+    return (
+        f"{header['model']} in {header['dtype']} on {machine['cpu']}, {machine['cores']} cores ({header['isa']}), "
+        f"{machine['memory_gb']} GB; {header['routed_layers']} of {header['num_layers']} layers routed, "
+        f"{header['depth']} tokens in the cache.\nRead bandwidth: {bandwidth}. Load before and after: "
+        f"{header['load_before']:.2f}, {header['load_after']:.2f}.\nCommand: `{header['command']}`; "
+        f"commit {machine['commit']}; {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}."
+    )
+
+
+def _postscript(header: dict[str, Any]) -> list[str]:
+    parts = []
+    if (a := header["accuracy"]) is not None:
+        parts.append(
+            f"Against the float32 reference on {a['tokens']} tokens: RMS error of the logits {a['logits_rmse']:.4f} on the "
+            f"same decisions; every layer run {a['engine_dense_rmse']:.4f} (transformers in the same type "
+            f"{a['torch_rmse']:.4f}), same first choice for {a['top1_agreement']:.1%} of the tokens. Gates: "
+            f"{a['gate_agreement']:.3%} of {a['decisions']} decisions equal, {a['gate_agreement_outside']:.3%} of those "
+            f"farther than {a['margin']} from the threshold; largest difference {a['gate_max_error']:.4f}."
+        )
+    if (m := header["memory"]) is not None:
+        parts.append(
+            f"Loading (files warm): {m['load_s']:.2f} s. Peak memory while loading and generating 512 + 64 tokens: "
+            f"{m['peak_bytes'] / 1e6:.0f} MB above the imports, {m['peak_over_weights_and_cache']:.2f} x weights "
+            f"({m['weight_bytes'] / 1e6:.0f} MB) and cache ({m['cache_bytes'] / 1e6:.0f} MB)."
+        )
+    return parts
+
+
+def write_results(result: BenchResult, directory: Path) -> list[Path]:
+    """JSON with every sample, Markdown, and the plot where matplotlib is installed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    json_path, md_path = directory / "bench.json", directory / "bench.md"
+    write_json(json_path, result.to_dict())
+    md_path.write_text(render(result, "md") + "\n", encoding="utf-8")
+    written = [json_path, md_path]
+    if result.decode:
+        from flexidepth.errors import FlexiDepthError
+        from flexidepth.plots import save_figure, speed_figure
+
+        try:
+            written.append(save_figure(speed_figure(result.to_dict()), directory / "decode.svg"))
+        except FlexiDepthError:
+            pass  # no matplotlib: the figures are in the JSON, `flexidepth plot` draws them later
+    return written

@@ -1,0 +1,52 @@
+"""The command and what is common to its parts: errors, exit codes, version."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from . import bench, chat, convert, demo, doctor, generate, inspect, plot
+
+app = typer.Typer(
+    name="flexidepth",
+    help="Adaptive layer skipping in language models that is really faster.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"flexidepth {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["FLEXIDEPTH_DEBUG"] = "1"
+
+
+for module in (demo, generate, chat, bench, convert, inspect, plot, doctor):
+    module.register(app)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 error (one line on stderr), 2 wrong usage, 130 interrupted."""
+    # Results are text in whatever language the model speaks.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    app()
