@@ -83,6 +83,7 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         pad_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs.pop("layer_types", None)
         super().__init__(
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
@@ -111,6 +112,8 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         self.qkv_bias = qkv_bias
         self.mlp_bias = mlp_bias
         self.sliding_window = sliding_window
+        # transformers' caches must keep every token: the model masks the window itself.
+        self.layer_types = ["full_attention"] * num_hidden_layers
         self.use_cache = use_cache
         if routing_layers is None:
             routing_layers = range(num_hidden_layers // 2, num_hidden_layers)

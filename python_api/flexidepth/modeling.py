@@ -103,7 +103,7 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
 
         Args:
             input_ids: int64 [batch, tokens], or inputs_embeds [batch, tokens, d].
-            attention_mask: [batch, past + tokens], 0 = padding on either side.
+            attention_mask: [batch, past + tokens], 0 = padding on either side; or [batch, 1, tokens, keys].
             position_ids: [batch, tokens]; None = counted over the unpadded tokens.
             past_key_values: a transformers Cache.
             force_routing: see flexidepth.routing.resolve_force_routing; masks go by position.
@@ -112,6 +112,8 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             raise ValueError("forward: give either input_ids or inputs_embeds")
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, tokens = h.shape[:2]
+        if isinstance(attention_mask, dict):  # one mask per kind of layer; all of ours are of one kind
+            attention_mask = next(iter(attention_mask.values()))
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -158,10 +160,14 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
         slots = torch.arange(keys, device=device)
         own = torch.arange(past, past + tokens, device=device)
         allowed = reference.attention_mask(own, slots, self.config.sliding_window).expand(batch, -1, -1)
-        if attention_mask is not None and attention_mask.dim() == 2:
-            visible = F.pad(attention_mask.bool(), (0, max(0, keys - attention_mask.shape[1])))[:, :keys]
-            allowed = (allowed & visible[:, None]) | (own[:, None] == slots)
-        return allowed
+        if attention_mask is None:
+            return allowed
+        if attention_mask.dim() == 2:
+            visible = F.pad(attention_mask.bool(), (0, max(0, keys - attention_mask.shape[1])))[:, None, :keys]
+        else:  # [batch, 1, tokens, keys], boolean or 0 / -inf: what generate() makes for a static cache
+            full = attention_mask[:, 0, :, :keys]
+            visible = full if full.dtype == torch.bool else full >= 0
+        return (allowed & visible) | (own[:, None] == slots)
 
     def _decisions(self, force: ForceRouting | ForcedRouting, positions: Tensor) -> Any:
         """A function from the number of a routed layer to its Decision."""
