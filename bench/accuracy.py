@@ -6,15 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+
 from flexidepth.base_model import base_model_of
 from flexidepth.checkpoints import Checkpoint
 from flexidepth.modeling import FlexiDepthForCausalLM
-
 from flexidepth_ext.engine import Engine
 
 _TEXT = (
-    "The Eiffel Tower was built for the World's Fair of 1889 and stood as the tallest structure in the world for "
-    "forty-one years. def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a\n"
+    "The Eiffel Tower was built for the World's Fair of 1889 and stood as the tallest structure in "
+    "the world for forty-one years. "
+    "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a\n"
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
 )
 _TOKENS = 256
@@ -52,7 +53,11 @@ class Accuracy:
 def measure_accuracy(checkpoint: Checkpoint, engine: Engine) -> Accuracy:
     """Compare the engine with the float32 reference on a fixed text."""
     tokenizer = checkpoint.tokenizer()
-    ids = tokenizer(_TEXT * 8)["input_ids"][:_TOKENS] if tokenizer is not None else list(range(_TOKENS))
+    ids = (
+        tokenizer(_TEXT * 8)["input_ids"][:_TOKENS]
+        if tokenizer is not None
+        else list(range(_TOKENS))
+    )
     batch = torch.tensor([ids])
     base = base_model_of(checkpoint.config, checkpoint.tensors())
     exact_dense = base(batch).logits[0].double()
@@ -81,11 +86,15 @@ def measure_accuracy(checkpoint: Checkpoint, engine: Engine) -> Accuracy:
     )
 
 
-def _logits(engine: Engine, ids: torch.Tensor, routing: Any, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _logits(
+    engine: Engine, ids: torch.Tensor, routing: Any, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = ids.to(torch.int32)
     rows = torch.arange(len(tokens), dtype=torch.int32)
     cache = engine.new_cache(len(tokens))
-    step = engine.forward(tokens, [len(tokens)], [cache], routing=routing, mask=mask, logits_rows=rows)
+    step = engine.forward(
+        tokens, [len(tokens)], [cache], routing=routing, mask=mask, logits_rows=rows
+    )
     return step.logits.double(), step.gates
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+
 from flexidepth.config import FlexiDepthConfig
 from flexidepth.routing import skip_ratio_mask
-
 from flexidepth_ext.engine import Engine
 
 from .ideal import bytes_per_token, ideal_speedup
@@ -69,7 +69,13 @@ def engine_case(engine: Engine, name: str, context: int, steps: int, skipped: in
         routing = "dense" if skipped is None else "forced_hard"
         result = engine.forward(token, [1], [cache], routing=routing, mask=mask)  # type: ignore[arg-type]
         token, _ = engine.sample(
-            result.logits, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seeds=seeds, positions=positions
+            result.logits,
+            temperature=0.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            seeds=seeds,
+            positions=positions,
         )
 
     return Case(name, step, start)
@@ -88,23 +94,45 @@ def measure_decode(
     """Rows for our dense pass, for each number of skipped layers, and for each peer."""
     config = engine.config
     weight_bytes = torch.empty((), dtype=engine.dtype).element_size()
-    cases: list[tuple[int | None, Case]] = [(None, engine_case(engine, "dense", context, steps, None))]
+    cases: list[tuple[int | None, Case]] = [
+        (None, engine_case(engine, "dense", context, steps, None))
+    ]
     cases += [(n, engine_case(engine, f"skip {n}", context, steps, n)) for n in skips]
     others = list(peers)
     alternate([c for _, c in cases] + others, rounds=rounds, steps=steps, progress=progress)
     dense = cases[0][1].median
-    rows = [_row(case, config, engine.num_threads, n, dense, weight_bytes, context, True) for n, case in cases]
-    rows += [_row(case, config, engine.num_threads, None, dense, weight_bytes, context, False) for case in others]
+    rows = [
+        _row(case, config, engine.num_threads, n, dense, weight_bytes, context, True)
+        for n, case in cases
+    ]
+    rows += [
+        _row(case, config, engine.num_threads, None, dense, weight_bytes, context, False)
+        for case in others
+    ]
     return rows
 
 
 def _row(
-    case: Case, config: FlexiDepthConfig, threads: int, skipped: int | None, dense: float, weight_bytes: int,
-    context: int, ours: bool,
+    case: Case,
+    config: FlexiDepthConfig,
+    threads: int,
+    skipped: int | None,
+    dense: float,
+    weight_bytes: int,
+    context: int,
+    ours: bool,
 ) -> DecodeRow:
-    ideal = ideal_speedup(config, skipped, weight_bytes=weight_bytes, context=context) if skipped is not None else None
+    ideal = (
+        ideal_speedup(config, skipped, weight_bytes=weight_bytes, context=context)
+        if skipped is not None
+        else None
+    )
     size = bytes_per_token(
-        config, skipped or 0, weight_bytes=weight_bytes, context=context, routers=skipped is not None
+        config,
+        skipped or 0,
+        weight_bytes=weight_bytes,
+        context=context,
+        routers=skipped is not None,
     )
     rates = [1 / s for s in case.samples]
     mean = sum(rates) / len(rates)

@@ -13,14 +13,22 @@ from flexidepth.config import FlexiDepthConfig
 
 
 def bytes_per_token(
-    config: FlexiDepthConfig, skipped: int, *, weight_bytes: int = 2, context: int = 0, routers: bool = True
+    config: FlexiDepthConfig,
+    skipped: int,
+    *,
+    weight_bytes: int = 2,
+    context: int = 0,
+    routers: bool = True,
 ) -> int:
     """Bytes that decoding one token reads with `skipped` layers skipped.
 
     routers = False is the plain dense model, whose routers do not exist.
     """
     d, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    q, kv = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    )
     full = 2 * d * q + 2 * d * kv + 3 * d * f + 2 * d
     skip = 2 * d * kv + 3 * d * config.adapter_dim + 2 * d
     weights = layers * full - skipped * (full - skip) + config.vocab_size * d
@@ -28,7 +36,9 @@ def bytes_per_token(
     return weight_bytes * weights + router + 2 * weight_bytes * kv * context * (layers - skipped)
 
 
-def ideal_speedup(config: FlexiDepthConfig, skipped: float, *, weight_bytes: int = 2, context: int = 0) -> float:
+def ideal_speedup(
+    config: FlexiDepthConfig, skipped: float, *, weight_bytes: int = 2, context: int = 0
+) -> float:
     """Dense bytes over bytes with a mean of `skipped` layers skipped."""
     dense = bytes_per_token(config, 0, weight_bytes=weight_bytes, context=context, routers=False)
     at_zero = bytes_per_token(config, 0, weight_bytes=weight_bytes, context=context)
@@ -36,13 +46,18 @@ def ideal_speedup(config: FlexiDepthConfig, skipped: float, *, weight_bytes: int
     return dense / (at_zero + skipped * (at_one - at_zero))
 
 
-def flops_of_prompt(config: FlexiDepthConfig, tokens: int, skip_share: float, *, routers: bool = True) -> float:
+def flops_of_prompt(
+    config: FlexiDepthConfig, tokens: int, skip_share: float, *, routers: bool = True
+) -> float:
     """Multiply-adds x 2 of a prompt of `tokens` tokens when each routed layer is skipped by `skip_share`.
 
     Attention is counted over the causal half; the LM head over one token.
     """
     d, f = config.hidden_size, config.intermediate_size
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    q, kv = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    )
     run = 2 * d * q + 3 * d * f + q * (tokens + 1)  # scores and values: 2 q (T + 1) / 2 a token
     skip = 3 * d * config.adapter_dim
     routed = config.num_routed_layers

@@ -20,7 +20,11 @@ def describe_machine() -> dict[str, Any]:
         "cpu": info.get("model name", platform.processor() or platform.machine()),
         "cores": os.cpu_count(),
         "cache": info.get("cache size", ""),
-        "isa_flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in info.get("flags", "").split()],
+        "isa_flags": [
+            f
+            for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+            if f in info.get("flags", "").split()
+        ],
         "memory_gb": _memory_gb(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": sys.version.split()[0],
@@ -40,7 +44,11 @@ def _cpuinfo() -> dict[str, str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+    return {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in lines)
+        if value
+    }
 
 
 def _memory_gb() -> float:
@@ -60,6 +68,9 @@ def _version(name: str) -> str | None:
 def _commit() -> str:
     here = Path(__file__).resolve().parent
     result = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return result.stdout.strip() if result.returncode == 0 else ""

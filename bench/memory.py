@@ -11,7 +11,8 @@ _SCRIPT = """
 import json, sys, time
 def status():
     lines = open('/proc/self/status', encoding='ascii').read().splitlines()
-    return {k: int(v.split()[0]) * 1024 for k, _, v in (l.partition(':') for l in lines) if k in ('VmHWM', 'VmRSS')}
+    pairs = (line.partition(':') for line in lines)
+    return {k: int(v.split()[0]) * 1024 for k, _, v in pairs if k in ('VmHWM', 'VmRSS')}
 import torch
 from flexidepth.checkpoints import open_checkpoint
 from flexidepth_ext.engine import Engine
@@ -31,13 +32,21 @@ print(json.dumps({
 
 
 def measure_memory(model: str, dtype: str) -> dict[str, Any] | None:
-    """Seconds to load (files warm), peak resident bytes above the imports while loading and generating 512 + 64
-    tokens, and the bytes of weights and cache; None where the system has no /proc."""
+    """Cost of loading and of generating 512 + 64 tokens; None where the system has no /proc.
+
+    Seconds to load (files warm), peak resident bytes above the imports, bytes of weights and cache.
+    """
     if not sys.platform.startswith("linux"):
         return None
-    result = subprocess.run([sys.executable, "-c", _SCRIPT, model, dtype], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, model, dtype], capture_output=True, text=True, check=False
+    )
     if result.returncode != 0:
-        raise RuntimeError(f"the memory measurement failed: {result.stderr.strip().splitlines()[-1:]}")
+        raise RuntimeError(
+            f"the memory measurement failed: {result.stderr.strip().splitlines()[-1:]}"
+        )
     figures: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
-    figures["peak_over_weights_and_cache"] = figures["peak_bytes"] / (figures["weight_bytes"] + figures["cache_bytes"])
+    figures["peak_over_weights_and_cache"] = figures["peak_bytes"] / (
+        figures["weight_bytes"] + figures["cache_bytes"]
+    )
     return figures

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from flexidepth.routing import skip_ratio_mask
 
+from flexidepth.routing import skip_ratio_mask
 from flexidepth_ext.engine import Engine
 
 from .ideal import flops_of_prompt
@@ -43,7 +43,9 @@ def prompt_case(engine: Engine, ids: torch.Tensor, skip_share: float | None) -> 
     cache = engine.new_cache(tokens)
     mask = None
     if skip_share is not None:
-        mask = skip_ratio_mask(round(skip_share * engine.num_routed), _SEED, 0, tokens, engine.num_routed)
+        mask = skip_ratio_mask(
+            round(skip_share * engine.num_routed), _SEED, 0, tokens, engine.num_routed
+        )
 
     def step() -> None:
         cache.truncate(0)
@@ -70,7 +72,9 @@ def measure_prompt(
     ids = torch.randint(0, engine.vocab_size, (tokens,), generator=generator, dtype=torch.int32)
     cases: list[tuple[float | None, Case]] = [(None, prompt_case(engine, ids, None))]
     cases += [(share, prompt_case(engine, ids, share)) for share in shares]
-    alternate([c for _, c in cases] + list(peers), rounds=rounds, steps=1, warmup=1, progress=progress)
+    alternate(
+        [c for _, c in cases] + list(peers), rounds=rounds, steps=1, warmup=1, progress=progress
+    )
     dense = cases[0][1].median
     dense_flops = flops_of_prompt(engine.config, tokens, 0.0, routers=False)
     rows = []
@@ -78,11 +82,19 @@ def measure_prompt(
         flops = dense_flops if share is None else flops_of_prompt(engine.config, tokens, share)
         ideal = dense_flops / flops
         rows.append(_row(case, engine.num_threads, tokens, share, dense, flops, ideal))
-    return rows + [_row(case, engine.num_threads, tokens, None, dense, None, None) for case in peers]
+    return rows + [
+        _row(case, engine.num_threads, tokens, None, dense, None, None) for case in peers
+    ]
 
 
 def _row(
-    case: Case, threads: int, tokens: int, share: float | None, dense: float, flops: float | None, ideal: float | None
+    case: Case,
+    threads: int,
+    tokens: int,
+    share: float | None,
+    dense: float,
+    flops: float | None,
+    ideal: float | None,
 ) -> PromptRow:
     speedup = dense / case.median
     return PromptRow(

@@ -55,7 +55,9 @@ def markdown(rows: Sequence[Any], columns: Columns) -> str:
     lines = ["| " + " | ".join(heading for _, heading, _ in columns) + " |"]
     lines.append("|" + "|".join("---" if i == 0 else "--:" for i in range(len(columns))) + "|")
     for row in rows:
-        lines.append("| " + " | ".join(cell(getattr(row, f), spec) for f, _, spec in columns) + " |")
+        lines.append(
+            "| " + " | ".join(cell(getattr(row, f), spec) for f, _, spec in columns) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -83,7 +85,10 @@ def table(rows: Sequence[Any], columns: Columns) -> str:
     cells += [[cell(getattr(row, f), spec) for f, _, spec in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = [
-        "  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            text.ljust(w) if i == 0 else text.rjust(w)
+            for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in cells
     ]
     return "\n".join(lines)

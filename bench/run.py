@@ -6,13 +6,14 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from flexidepth.checkpoints import Checkpoint, open_checkpoint
 
+from flexidepth.checkpoints import Checkpoint, open_checkpoint
 from flexidepth_ext import _C
 from flexidepth_ext.engine import Engine
 
@@ -24,7 +25,12 @@ from .report import DECODE_COLUMNS, PROMPT_COLUMNS, csv_text, markdown, write_js
 from .timing import Case, load_average
 
 FORMAT = "flexidepth-bench-1"
-_DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {
+    "auto": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+}
 _BLOCK = 16  # decode steps per turn
 Notify = Callable[[str], None]
 
@@ -70,9 +76,13 @@ def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
     dtype = _DTYPES[options.dtype]
     checkpoint = open_checkpoint(options.model, notify=notify)
     config = checkpoint.config
-    skips = list(range(config.num_routed_layers + 1)) if options.skips is None else list(options.skips)
+    skips = (
+        list(range(config.num_routed_layers + 1)) if options.skips is None else list(options.skips)
+    )
     if wrong := [n for n in skips if not 0 <= n <= config.num_routed_layers]:
-        raise ValueError(f"bench: cannot skip {wrong} layers; this model routes {config.num_routed_layers}")
+        raise ValueError(
+            f"bench: cannot skip {wrong} layers; this model routes {config.num_routed_layers}"
+        )
     load_before = load_average()
     if load_before > 0.5:
         notify(f"warning: the machine is busy (load {load_before:.2f}); figures will be noisy")
@@ -97,7 +107,11 @@ def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
         if options.prompt:
             notify(f"prompt of {options.prompt}, {threads} threads")
             prompt += measure_prompt(
-                engine, options.prompt, options.shares, peers=peers.prompt(threads) if peers else (), rounds=5
+                engine,
+                options.prompt,
+                options.shares,
+                peers=peers.prompt(threads) if peers else (),
+                rounds=5,
             )
         if options.accuracy and accuracy is None:
             notify("accuracy against the float32 reference")
@@ -137,11 +151,16 @@ def _memory(options: BenchOptions) -> dict[str, Any] | None:
 class _Peers:
     """The peers that are installed, loaded once; one that cannot run is said and left out."""
 
-    def __init__(self, checkpoint: Checkpoint, options: BenchOptions, dtype: torch.dtype, notify: Notify) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, options: BenchOptions, dtype: torch.dtype, notify: Notify
+    ) -> None:
         self.options, self.notify = options, notify
         from .peers import transformers_eager
 
-        self.transformers = [transformers_eager.load(checkpoint, kind) for kind in dict.fromkeys((dtype, torch.float32))]
+        self.transformers = [
+            transformers_eager.load(checkpoint, kind)
+            for kind in dict.fromkeys((dtype, torch.float32))
+        ]
         self.llama_file: Path | None = None
         if dtype != torch.bfloat16 or not checkpoint.source.endswith(".gguf"):
             notify("llama.cpp is left out: it runs bfloat16 from a GGUF file")
@@ -151,14 +170,18 @@ class _Peers:
 
             self.llama_file = llama_cpp.bf16_file(Path(checkpoint.source))
         except ImportError:
-            notify("llama.cpp is left out: pip install llama-cpp-python (or flexidepth[peers]) adds it")
+            notify(
+                "llama.cpp is left out: pip install llama-cpp-python (or flexidepth[peers]) adds it"
+            )
 
     def decode(self, threads: int) -> list[Case]:
         """One case per peer."""
         from .peers import llama_cpp, transformers_eager
 
         depth = self.options.depth
-        cases = [transformers_eager.decode_case(model, depth, threads) for model in self.transformers]
+        cases = [
+            transformers_eager.decode_case(model, depth, threads) for model in self.transformers
+        ]
         if self.llama_file is not None:
             model = llama_cpp.load(self.llama_file, threads, 2048)
             cases.append(llama_cpp.decode_case(model, depth))
@@ -169,9 +192,13 @@ class _Peers:
         from .peers import llama_cpp, transformers_eager
 
         tokens = self.options.prompt
-        cases = [transformers_eager.prompt_case(model, tokens, threads) for model in self.transformers]
+        cases = [
+            transformers_eager.prompt_case(model, tokens, threads) for model in self.transformers
+        ]
         if self.llama_file is not None:
-            cases.append(llama_cpp.prompt_case(llama_cpp.load(self.llama_file, threads, 2048), tokens))
+            cases.append(
+                llama_cpp.prompt_case(llama_cpp.load(self.llama_file, threads, 2048), tokens)
+            )
         return cases
 
 
@@ -191,10 +218,12 @@ def render(result: BenchResult, kind: str) -> str:
 
 def _preamble(header: dict[str, Any]) -> str:
     machine = header["machine"]
-    bandwidth = ", ".join(f"{v:.1f} GB/s with {k} threads" for k, v in header["read_bandwidth_gb_per_s"].items())
+    bandwidth = ", ".join(
+        f"{v:.1f} GB/s with {k} threads" for k, v in header["read_bandwidth_gb_per_s"].items()
+    )
     return (
-        f"{header['model']} in {header['dtype']} on {machine['cpu']}, {machine['cores']} cores ({header['isa']}), "
-        f"{machine['memory_gb']} GB; {header['routed_layers']} of {header['num_layers']} layers routed, "
+        f"{header['model']} in {header['dtype']} on {machine['cpu']}, {machine['cores']} cores "
+        f"({header['isa']}), {machine['memory_gb']} GB; {header['routed_layers']} of {header['num_layers']} layers routed, "
         f"{header['depth']} tokens in the cache.\nRead bandwidth: {bandwidth}. Load before and after: "
         f"{header['load_before']:.2f}, {header['load_after']:.2f}.\nCommand: `{header['command']}`; "
         f"commit {machine['commit']}; {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}."
@@ -205,17 +234,17 @@ def _postscript(header: dict[str, Any]) -> list[str]:
     parts = []
     if (a := header["accuracy"]) is not None:
         parts.append(
-            f"Against the float32 reference on {a['tokens']} tokens: RMS error of the logits {a['logits_rmse']:.4f} on the "
-            f"same decisions; every layer run {a['engine_dense_rmse']:.4f} (transformers in the same type "
+            f"Against the float32 reference on {a['tokens']} tokens: RMS error of the logits "
+            f"{a['logits_rmse']:.4f} on the same decisions; every layer run {a['engine_dense_rmse']:.4f} (transformers in the same type "
             f"{a['torch_rmse']:.4f}), same first choice for {a['top1_agreement']:.1%} of the tokens. Gates: "
-            f"{a['gate_agreement']:.3%} of {a['decisions']} decisions equal, {a['gate_agreement_outside']:.3%} of those "
-            f"farther than {a['margin']} from the threshold; largest difference {a['gate_max_error']:.4f}."
+            f"{a['gate_agreement']:.3%} of {a['decisions']} decisions equal, "
+            f"{a['gate_agreement_outside']:.3%} of those farther than {a['margin']} from the threshold; largest difference {a['gate_max_error']:.4f}."
         )
     if (m := header["memory"]) is not None:
         parts.append(
-            f"Loading (files warm): {m['load_s']:.2f} s. Peak memory while loading and generating 512 + 64 tokens: "
-            f"{m['peak_bytes'] / 1e6:.0f} MB above the imports, {m['peak_over_weights_and_cache']:.2f} x weights "
-            f"({m['weight_bytes'] / 1e6:.0f} MB) and cache ({m['cache_bytes'] / 1e6:.0f} MB)."
+            f"Loading (files warm): {m['load_s']:.2f} s. Peak memory while loading and generating "
+            f"512 + 64 tokens: {m['peak_bytes'] / 1e6:.0f} MB above the imports, "
+            f"{m['peak_over_weights_and_cache']:.2f} x weights ({m['weight_bytes'] / 1e6:.0f} MB) and cache ({m['cache_bytes'] / 1e6:.0f} MB)."
         )
     return parts
 
@@ -231,8 +260,7 @@ def write_results(result: BenchResult, directory: Path) -> list[Path]:
         from flexidepth.errors import FlexiDepthError
         from flexidepth.plots import save_figure, speed_figure
 
-        try:
+        # Without matplotlib the figures are still in the JSON, and `flexidepth plot` draws them later.
+        with suppress(FlexiDepthError):
             written.append(save_figure(speed_figure(result.to_dict()), directory / "decode.svg"))
-        except FlexiDepthError:
-            pass  # no matplotlib: the figures are in the JSON, `flexidepth plot` draws them later
     return written

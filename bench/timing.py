@@ -44,7 +44,12 @@ class Case:
 
 
 def alternate(
-    cases: Sequence[Case], *, rounds: int, steps: int, warmup: int = 2, settle: float = SETTLE_S,
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+    steps: int,
+    warmup: int = 2,
+    settle: float = SETTLE_S,
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Time `steps` steps of each case in turn, `rounds` times over.

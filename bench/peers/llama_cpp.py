@@ -31,7 +31,13 @@ def load(path: Path, threads: int, context: int) -> Any:
     from llama_cpp import Llama
 
     return Llama(
-        str(path), n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, n_gpu_layers=0, verbose=False
+        str(path),
+        n_ctx=context,
+        n_batch=512,
+        n_threads=threads,
+        n_threads_batch=threads,
+        n_gpu_layers=0,
+        verbose=False,
     )
 
 

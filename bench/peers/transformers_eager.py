@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from flexidepth.base_model import base_model_of
 
 from ..timing import Case

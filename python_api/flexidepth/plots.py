@@ -12,11 +12,15 @@ _FORMATS = (".png", ".svg")
 _MAX_TOKENS = 120
 
 
-def _figure(width: float, height: float, rows: int = 1, ratios: list[float] | None = None) -> tuple[Any, Any]:
+def _figure(
+    width: float, height: float, rows: int = 1, ratios: list[float] | None = None
+) -> tuple[Any, Any]:
     try:
         import matplotlib
     except ImportError:
-        raise FlexiDepthError("plot: matplotlib is not installed; pip install 'flexidepth[plot]'") from None
+        raise FlexiDepthError(
+            "plot: matplotlib is not installed; pip install 'flexidepth[plot]'"
+        ) from None
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
@@ -35,14 +39,27 @@ def routing_figure(report: RoutingReport, max_tokens: int = _MAX_TOKENS) -> Any:
     if not tokens:
         raise ValueOutOfRangeError("plot: the routing report holds no tokens")
     skip_rate = report.skip_rate
-    figure, (top, bottom) = _figure(max(6.0, 0.16 * len(tokens) + 2.5), 0.24 * len(skip_rate) + 4, 2, [3, 1])
-    top.imshow(report.ran[start:].T.numpy(), aspect="auto", cmap="Oranges", vmin=0, vmax=1.4, interpolation="nearest")
+    figure, (top, bottom) = _figure(
+        max(6.0, 0.16 * len(tokens) + 2.5), 0.24 * len(skip_rate) + 4, 2, [3, 1]
+    )
+    top.imshow(
+        report.ran[start:].T.numpy(),
+        aspect="auto",
+        cmap="Oranges",
+        vmin=0,
+        vmax=1.4,
+        interpolation="nearest",
+    )
     top.set_yticks(
-        range(len(skip_rate)), [f"{layer}  ({rate:.0%} skip)" for layer, rate in skip_rate.items()], fontsize=7
+        range(len(skip_rate)),
+        [f"{layer}  ({rate:.0%} skip)" for layer, rate in skip_rate.items()],
+        fontsize=7,
     )
     top.set_xticks([])
     top.set_ylabel("routed layer")
-    top.set_title(f"layers run (dark) by token, mean {report.mean_layers_used:.1f} of {report.num_layers}")
+    top.set_title(
+        f"layers run (dark) by token, mean {report.mean_layers_used:.1f} of {report.num_layers}"
+    )
     border = report.prompt_length - start
     for axis in (top, bottom):
         if 0 < border < len(tokens):
@@ -66,19 +83,38 @@ def speed_figure(result: dict[str, Any]) -> Any:
         rows = [row for row in result["decode"] if row["threads"] == threads]
         dense = next(row for row in rows if row["name"] == "dense")
         base = 1e3 / dense["ms_median"]
-        ours = sorted((row for row in rows if row["skipped"] is not None), key=lambda row: row["skipped"])
+        ours = sorted(
+            (row for row in rows if row["skipped"] is not None), key=lambda row: row["skipped"]
+        )
         skipped = [row["skipped"] for row in ours]
-        (line,) = axis.plot(skipped, [1e3 / row["ms_median"] for row in ours], "o-", label=f"{threads} threads")
-        axis.plot(skipped, [base * row["ideal"] for row in ours], "--", color=line.get_color(), label="ideal")
+        (line,) = axis.plot(
+            skipped, [1e3 / row["ms_median"] for row in ours], "o-", label=f"{threads} threads"
+        )
+        axis.plot(
+            skipped,
+            [base * row["ideal"] for row in ours],
+            "--",
+            color=line.get_color(),
+            label="ideal",
+        )
         for row in rows:
             if row["skipped"] is None and row["name"] != "dense":
-                axis.axhline(1e3 / row["ms_median"], color=line.get_color(), linewidth=0.8, alpha=0.6)
-                axis.annotate(f"{row['name']}, {threads} threads", (0, 1e3 / row["ms_median"]), fontsize=7, va="bottom")
+                axis.axhline(
+                    1e3 / row["ms_median"], color=line.get_color(), linewidth=0.8, alpha=0.6
+                )
+                axis.annotate(
+                    f"{row['name']}, {threads} threads",
+                    (0, 1e3 / row["ms_median"]),
+                    fontsize=7,
+                    va="bottom",
+                )
     axis.set_xlabel(f"layers skipped per token (of {result['num_layers']})")
     axis.set_ylabel("tokens per second")
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=8)
-    axis.set_title(f"decode, {result['model']}, {result['dtype']}, {result['machine']['cpu']}", fontsize=9)
+    axis.set_title(
+        f"decode, {result['model']}, {result['dtype']}, {result['machine']['cpu']}", fontsize=9
+    )
     return figure
 
 
@@ -86,6 +122,8 @@ def save_figure(figure: Any, path: str | Path) -> Path:
     """Write a figure as PNG or SVG, by the file's ending."""
     target = Path(path)
     if target.suffix.lower() not in _FORMATS:
-        raise ValueOutOfRangeError(f"plot: {target.name!r}: wanted a name that ends in {' or '.join(_FORMATS)}")
+        raise ValueOutOfRangeError(
+            f"plot: {target.name!r}: wanted a name that ends in {' or '.join(_FORMATS)}"
+        )
     figure.savefig(target, dpi=150)
     return target

@@ -20,7 +20,9 @@ def layer_style(used: int, fewest: int, most: int) -> str:
 def make_console(color: str = "auto", *, stderr: bool = False) -> Console:
     """A console. color: "auto" (terminal without NO_COLOR), "always" or "never"."""
     if color == "always":
-        return Console(force_terminal=True, color_system="truecolor", stderr=stderr, highlight=False)
+        return Console(
+            force_terminal=True, color_system="truecolor", stderr=stderr, highlight=False
+        )
     return Console(no_color=True if color == "never" else None, stderr=stderr, highlight=False)
 
 

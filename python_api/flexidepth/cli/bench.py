@@ -32,18 +32,38 @@ def _numbers(text: str, name: str) -> list[int]:
 @command_errors
 def bench(
     model: Model = "smollm2-135m",
-    prompt: Annotated[int, typer.Option("--prompt", "-p", help="Prompt length (pp); 0 = none.")] = 512,
-    steps: Annotated[int, typer.Option("--gen", "-n", help="Decode steps timed per case (tg); 0 = none.")] = 128,
-    depth: Annotated[int, typer.Option("--depth", "-d", help="Tokens in the cache before decoding.")] = 128,
-    skip: Annotated[str, typer.Option(help="Layers skipped per token: 0,4,8, or all = every number.")] = "0,4,8,15",
-    shares: Annotated[str, typer.Option(help="Per cent of the routed layers that prompt tokens skip.")] = "0,50,100",
-    threads: Annotated[str | None, typer.Option("--threads", "-t", help="1,2 and so on; default: all.")] = None,
-    peers: Annotated[bool, typer.Option("--peers", help="Time transformers and llama.cpp in the same run.")] = False,
-    accuracy: Annotated[bool, typer.Option("--accuracy", help="Also compare with the float32 reference.")] = False,
+    prompt: Annotated[
+        int, typer.Option("--prompt", "-p", help="Prompt length (pp); 0 = none.")
+    ] = 512,
+    steps: Annotated[
+        int, typer.Option("--gen", "-n", help="Decode steps timed per case (tg); 0 = none.")
+    ] = 128,
+    depth: Annotated[
+        int, typer.Option("--depth", "-d", help="Tokens in the cache before decoding.")
+    ] = 128,
+    skip: Annotated[
+        str, typer.Option(help="Layers skipped per token: 0,4,8, or all = every number.")
+    ] = "0,4,8,15",
+    shares: Annotated[
+        str, typer.Option(help="Per cent of the routed layers that prompt tokens skip.")
+    ] = "0,50,100",
+    threads: Annotated[
+        str | None, typer.Option("--threads", "-t", help="1,2 and so on; default: all.")
+    ] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Time transformers and llama.cpp in the same run.")
+    ] = False,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="Also compare with the float32 reference.")
+    ] = False,
     rounds: Annotated[int, typer.Option(help="Turns through all cases.")] = 8,
     dtype: DType = "auto",
-    output: Annotated[str, typer.Option("--output", "-o", help="md, csv or json on standard output.")] = "md",
-    output_dir: Annotated[Path | None, typer.Option(help="Also write JSON, Markdown and a plot here.")] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="md, csv or json on standard output.")
+    ] = "md",
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Also write JSON, Markdown and a plot here.")
+    ] = None,
 ) -> None:
     from ..bench.run import BenchOptions, render, run_bench, write_results
 

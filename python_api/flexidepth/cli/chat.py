@@ -61,7 +61,9 @@ def chat(
     force = parse_force_routing(force_routing)
     with load_model(model, device=device, dtype=dtype, threads=threads) as llm:
         if not llm.routers_trained and force is None:
-            say("note: this model's routers are seeded, not trained: answering as the base model (/routing 0.1 skips)")
+            say(
+                "note: this model's routers are seeded, not trained: answering as the base model (/routing 0.1 skips)"
+            )
             force = "all"
         session = llm.chat(
             system,
@@ -135,7 +137,13 @@ class _Repl:
         out = None
         try:
             for chunk in stream:
-                print_token(self.console, chunk.text, chunk.layers_used, most - config.num_routed_layers, most)
+                print_token(
+                    self.console,
+                    chunk.text,
+                    chunk.layers_used,
+                    most - config.num_routed_layers,
+                    most,
+                )
                 out = chunk.output or out
         except KeyboardInterrupt:
             say(" [stopped]")

@@ -21,7 +21,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Model = Annotated[
     str, typer.Argument(help="A directory, a .gguf file, a hub id (org/model), or smollm2-135m.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", "-t", help="Threads; default: those available.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", "-t", help="Threads; default: those available.")
+]
 DType = Annotated[str, typer.Option("--dtype", help="auto (bfloat16), bfloat16 or float32.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -34,7 +36,8 @@ ForceOption = Annotated[
     ),
 ]
 Threshold = Annotated[
-    float | None, typer.Option("--skip-threshold", help="Run a layer when its gate is above this, 0 to 1.")
+    float | None,
+    typer.Option("--skip-threshold", help="Run a layer when its gate is above this, 0 to 1."),
 ]
 INTERRUPTED = 130
 
@@ -69,7 +72,9 @@ def command_errors(function: Function) -> Function:
     return wrapped  # type: ignore[return-value]
 
 
-def load_model(model: str, *, device: str, dtype: str, threads: int | None, quiet: bool = False) -> FlexiDepth:
+def load_model(
+    model: str, *, device: str, dtype: str, threads: int | None, quiet: bool = False
+) -> FlexiDepth:
     """A loaded model, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress

@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 @command_errors
 def demo(
-    model: Annotated[str, typer.Argument(help="A directory, a .gguf file, a hub id, or smollm2-135m.")] = "smollm2-135m",
+    model: Annotated[
+        str, typer.Argument(help="A directory, a .gguf file, a hub id, or smollm2-135m.")
+    ] = "smollm2-135m",
     question: Annotated[str, typer.Option(help="What to ask.")] = _QUESTION,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of each answer.")] = 96,
     color: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
@@ -47,14 +49,22 @@ def demo(
             )
         console.print(legend(most - routed, most))
         message = [{"role": "user", "content": question}]
-        for title, ratio in (("every layer run", None), (f"{_SKIP_RATIO:.0%} of the routed layers skipped", _SKIP_RATIO)):
+        for title, ratio in (
+            ("every layer run", None),
+            (f"{_SKIP_RATIO:.0%} of the routed layers skipped", _SKIP_RATIO),
+        ):
             console.print(f"\n--- {title} ---\n> {question}", markup=False)
             force = "all" if ratio is None else ratio
-            for chunk in llm.stream(message, max_new_tokens=max_new_tokens, temperature=0, seed=0, force_routing=force):
+            for chunk in llm.stream(
+                message, max_new_tokens=max_new_tokens, temperature=0, seed=0, force_routing=force
+            ):
                 print_token(console, chunk.text, chunk.layers_used, most - routed, most)
                 if chunk.output is not None:
                     m = chunk.output.metrics
-                    console.print(f"\n[{m.decode_tps:.1f} tok/s, {m.mean_layers_used:.1f} layers a token]", markup=False)
+                    console.print(
+                        f"\n[{m.decode_tps:.1f} tok/s, {m.mean_layers_used:.1f} layers a token]",
+                        markup=False,
+                    )
         say(f"\nmeasuring (load of the machine: {load_average():.2f}) ...")
         rows = measure_decode(llm.engine, [round(r * routed) for r in _RATIOS], rounds=4, steps=16)
         console.print(table(rows, DEMO_COLUMNS), markup=False)

@@ -45,12 +45,18 @@ def generate(
     top_p: Annotated[float, typer.Option(help="1 = off.")] = 1.0,
     min_p: Annotated[float, typer.Option(help="0 = off.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="1 = off.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
+    ] = None,
     seed: Seed = None,
-    use_chat: Annotated[bool, typer.Option("--chat/--raw", help="Apply the chat template to the prompt.")] = False,
+    use_chat: Annotated[
+        bool, typer.Option("--chat/--raw", help="Apply the chat template to the prompt.")
+    ] = False,
     force_routing: ForceOption = None,
     skip_threshold: Threshold = None,
-    routing_out: Annotated[Path | None, typer.Option(help="Write the routing report here, for `plot`.")] = None,
+    routing_out: Annotated[
+        Path | None, typer.Option(help="Write the routing report here, for `plot`.")
+    ] = None,
     color: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
     threads: Threads = None,
     dtype: DType = "auto",
@@ -63,7 +69,9 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     with load_model(model, device=device, dtype=dtype, threads=threads, quiet=as_json) as llm:
         if not llm.routers_trained and force is None:
-            say("note: this model's routers are seeded, not trained; --force-routing all gives the base model")
+            say(
+                "note: this model's routers are seeded, not trained; --force-routing all gives the base model"
+            )
         console = make_console(color)
         most = llm.config.num_hidden_layers
         fewest = most - llm.config.num_routed_layers
@@ -81,7 +89,9 @@ def generate(
             "return_routing": routing_out is not None,
         }
         out = None
-        for chunk in llm.stream([{"role": "user", "content": text}] if use_chat else text, **arguments):
+        for chunk in llm.stream(
+            [{"role": "user", "content": text}] if use_chat else text, **arguments
+        ):
             if not as_json:
                 print_token(console, chunk.text, chunk.layers_used, fewest, most)
             out = chunk.output or out

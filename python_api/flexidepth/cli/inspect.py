@@ -41,14 +41,20 @@ def describe(checkpoint: Any) -> dict[str, Any]:
     config = checkpoint.config
     parts = {"base": 0, "routers": 0, "adapters": 0}
     for name, shape in expected_shapes(config).items():
-        parts["routers" if ".router." in name else "adapters" if ".adapter." in name else "base"] += prod(shape)
+        parts[
+            "routers" if ".router." in name else "adapters" if ".adapter." in name else "base"
+        ] += prod(shape)
     routed = config.num_routed_layers
     return {
         "source": checkpoint.source,
         "base_model_type": config.base_model_type,
         "layers": config.num_hidden_layers,
         "routing_layers": list(config.routing_layers),
-        "routers": "trained" if checkpoint.routers_trained else "seeded, not trained" if routed else "none",
+        "routers": "trained"
+        if checkpoint.routers_trained
+        else "seeded, not trained"
+        if routed
+        else "none",
         "router_order": config.router_order,
         "gate": config.gate,
         "thresholds": list(config.router_thresholds),

@@ -36,6 +36,12 @@ def plot(
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{source}: not valid JSON: {error}") from error
-    is_bench = isinstance(content, dict) and str(content.get("format", "")).startswith("flexidepth-bench")
-    figure = speed_figure(content) if is_bench else routing_figure(RoutingReport.from_json(text), max_tokens)
+    is_bench = isinstance(content, dict) and str(content.get("format", "")).startswith(
+        "flexidepth-bench"
+    )
+    figure = (
+        speed_figure(content)
+        if is_bench
+        else routing_figure(RoutingReport.from_json(text), max_tokens)
+    )
     print(save_figure(figure, out))
