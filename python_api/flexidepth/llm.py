@@ -310,12 +310,14 @@ class FlexiDepth:
                     f"generate: {len(ids)} prompt tokens + {params.max_new_tokens} new ones do not fit {limit} "
                     "positions; shorten the prompt, lower max_new_tokens or raise max_length"
                 )
+            twin: Answer | None = None
             for which in range(params.num_return_sequences):
                 own = cache or PromptCache(self.engine.new_cache(len(ids) + params.max_new_tokens - 1))
                 kept = own.keep_prefix(ids, routing.key)
                 stream = TextStream(self.tokenizer, params.stop_strings, params.skip_special_tokens)
                 seed = sequence_seed(params.seed or 0, which)
-                answers.append(Answer(ids, own, stream, stops, seed, cached_tokens=kept))
+                answers.append(Answer(ids, own, stream, stops, seed, cached_tokens=kept, twin=twin))
+                twin = twin or answers[-1]
         return answers
 
     def _output(

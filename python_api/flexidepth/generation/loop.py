@@ -32,12 +32,15 @@ class Sequence:
     eos: frozenset[int]
     seed: int
     cached_tokens: int = 0
+    twin: Sequence | None = None  # an answer to the same prompt, whose computed prompt this one copies
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     gates: list[Tensor] = field(default_factory=list)
     ran: list[Tensor] = field(default_factory=list)
     finish_reason: str | None = None
+    prompt_logits: Tensor | None = None
+    prompt_chunks: int = 0  # engine calls of the prompt, the first entries of gates and ran
     prefill_s: float = 0.0
     started: float = 0.0
     first_token: float = 0.0
@@ -72,7 +75,7 @@ class Decoder:
         """Yield tokens as they come, sequences interleaved."""
         for begin in range(0, len(sequences), MAX_BATCH):
             group = list(enumerate(sequences))[begin : begin + MAX_BATCH]
-            logits = torch.cat([self.prefill(sequence) for _, sequence in group])
+            logits = torch.cat([self.begin(sequence) for _, sequence in group])
             while True:
                 for (index, sequence), token, logprob in zip(group, *self.choose(group, logits), strict=True):
                     yield self.accept(index, sequence, token, logprob)
@@ -80,6 +83,22 @@ class Decoder:
                 if not group:
                     break
                 logits = self.step([sequence for _, sequence in group])
+
+    def begin(self, sequence: Sequence) -> Tensor:
+        """Logits [1, vocab] of the prompt's end, computed or taken over from the twin."""
+        twin = sequence.twin
+        if twin is None:
+            sequence.prompt_logits = self.prefill(sequence)
+        else:
+            assert twin.prompt_logits is not None
+            sequence.started = time.perf_counter()
+            sequence.cache.kv.copy_from(twin.cache.kv)
+            sequence.cache.kv.truncate(len(sequence.prompt))
+            sequence.cache.token_ids = list(sequence.prompt)
+            sequence.gates, sequence.ran = twin.gates[: twin.prompt_chunks], twin.ran[: twin.prompt_chunks]
+            sequence.prefill_s, sequence.prompt_chunks = twin.prefill_s, twin.prompt_chunks
+            sequence.prompt_logits = twin.prompt_logits
+        return sequence.prompt_logits.clone()
 
     def prefill(self, sequence: Sequence) -> Tensor:
         """Compute the part of the prompt that the cache lacks; returns logits [1, vocab] of its end."""
@@ -93,6 +112,7 @@ class Decoder:
             sequence.cache.token_ids = sequence.prompt[:stop]
             sequence.record(step, slice(None))
         sequence.prefill_s = time.perf_counter() - begin
+        sequence.prompt_chunks = len(sequence.ran)
         return step.logits.clone()
 
     def step(self, sequences: list[Sequence]) -> Tensor:

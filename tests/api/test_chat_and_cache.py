@@ -1,0 +1,144 @@
+"""Chat templates, cache reuse, scoring, routing reports."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from flexidepth.errors import CheckpointError, ValueOutOfRangeError
+from flexidepth.routing import RoutingReport, resolve_force_routing, skip_ratio_mask
+
+from .conftest import BOS, script
+
+PROMPT = [5, 60, 7, 99, 12, 31, 8, 77]
+
+
+def test_chat_template_without_a_double_bos(llm):
+    out = llm.generate([{"role": "user", "content": "hi"}], max_new_tokens=1)
+    assert llm.tokenizer.decode(out.prompt_ids) == "<s>user\nhi</s><s>assistant\n"
+    assert out.prompt_ids.count(BOS) == 2
+
+
+@pytest.mark.parametrize("bad", [{"role": "user"}, {"content": "x"}])
+def test_bad_messages(llm, bad):
+    with pytest.raises(ValueOutOfRangeError, match="wanted {'role'"):
+        llm.generate([bad])
+
+
+def test_a_conversation_reuses_its_cache_and_changes_nothing(llm):
+    chat = llm.chat("be brief", max_new_tokens=8, temperature=0)
+    first, second = chat.send("one"), chat.send("two")
+    assert first.metrics.cached_tokens == 0
+    # All of the first turn but its last token, which was chosen and never computed.
+    shared = len(first.prompt_ids) + len(first.token_ids) - 1
+    assert 0.5 * shared < second.metrics.cached_tokens <= shared
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "two"},
+    ]
+    fresh = llm.generate(messages, max_new_tokens=8, temperature=0)
+    assert fresh.prompt_ids == second.prompt_ids and fresh.token_ids == second.token_ids
+    chat.reset()
+    assert chat.send("one").token_ids == first.token_ids and len(chat.messages) == 3
+
+
+def test_a_stream_broken_off_stays_in_the_history(llm):
+    chat = llm.chat(max_new_tokens=30)
+    script(llm, "a long answer")
+    stream = chat.stream("hi")
+    for _ in range(6):
+        next(stream)
+    stream.close()
+    assert chat.messages[-1] == {"role": "assistant", "content": "a long"}
+
+
+def test_cache_keeps_the_common_prefix_only(llm):
+    cache = llm.new_cache(64)
+    llm.generate(PROMPT, cache=cache, max_new_tokens=3, eos_token_id=-1)
+    assert cache.length == 10 and cache.token_ids[:8] == PROMPT and cache.nbytes > 0
+    other = PROMPT[:5] + [200, 201]
+    out = llm.generate(other, cache=cache, max_new_tokens=4)
+    assert out.metrics.cached_tokens == 5
+    assert out.token_ids == llm.generate(other, max_new_tokens=4).token_ids
+    # Under another routing the same tokens have other keys and values.
+    forced = llm.generate(other, cache=cache, max_new_tokens=4, force_routing="none")
+    assert forced.metrics.cached_tokens == 0
+    assert forced.token_ids == llm.generate(other, max_new_tokens=4, force_routing="none").token_ids
+
+
+def test_one_cache_one_sequence(llm):
+    cache = llm.new_cache(16)
+    with pytest.raises(ValueOutOfRangeError, match="a cache holds one sequence"):
+        llm.generate([PROMPT, PROMPT], cache=cache)
+    with pytest.raises(ValueOutOfRangeError, match="do not fit 16 positions"):
+        llm.generate(PROMPT, cache=cache, max_new_tokens=20)
+
+
+@torch.no_grad()
+def test_score_equals_the_reference(llm, model):
+    ids = torch.randint(0, 256, (90,)).tolist()
+    table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    want = table[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    score = llm.score(ids)
+    torch.testing.assert_close(score.logprobs, want, rtol=1e-4, atol=1e-4)
+    assert score.perplexity == pytest.approx(math.exp(-want.mean()), rel=1e-4)
+    assert torch.equal(score.greedy, table[:-1].argmax(-1) == torch.tensor(ids[1:]))
+    assert 1 < score.mean_layers_used < 4
+    both = llm.score([ids, ids[:20]], force_routing="all")
+    assert both[0].mean_layers_used == 4 and len(both[1].logprobs) == 19
+    with pytest.raises(ValueOutOfRangeError, match="1 tokens; wanted 2"):
+        llm.score([7])
+
+
+def test_loglikelihood(llm):
+    whole = llm.score("the cat sat")
+    value, greedy = llm.loglikelihood("the cat", " sat")
+    assert value == pytest.approx(float(whole.logprobs[-4:].sum()), rel=1e-5) and isinstance(greedy, bool)
+
+
+def test_report_and_its_replay(llm):
+    out = llm.generate(PROMPT, max_new_tokens=10, eos_token_id=-1, return_routing=True)
+    report = out.routing
+    assert report.ran.shape == report.gates.shape == (17, 3) and report.prompt_length == 8
+    assert torch.equal(report.ran.bool(), report.gates > 0.5)
+    assert report.layers_used == [1 + int(n) for n in report.ran.sum(1)]
+    assert report.mean_layers_used == pytest.approx(out.metrics.mean_layers_used)
+    assert report.skip_rate[2] == pytest.approx(1 - report.ran[:, 1].float().mean().item())
+    again = RoutingReport.from_json(report.to_json())
+    assert again.tokens == report.tokens and torch.equal(again.ran, report.ran)
+    torch.testing.assert_close(again.gates, report.gates, rtol=0, atol=1e-6)
+    replay = llm.generate(PROMPT, max_new_tokens=10, eos_token_id=-1, force_routing=report.mask(), return_routing=True)
+    assert replay.token_ids == out.token_ids and torch.equal(replay.routing.ran, report.ran)
+    assert llm.generate(PROMPT, max_new_tokens=2).routing is None
+
+
+def test_dense_reports_nan_and_survives_json(llm):
+    report = llm.generate(PROMPT, max_new_tokens=2, force_routing="dense", return_routing=True).routing
+    assert report.gates.isnan().all() and RoutingReport.from_json(report.to_json()).gates.isnan().all()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other"}', "not json"])
+def test_not_a_report(text):
+    with pytest.raises(CheckpointError, match="not a routing report"):
+        RoutingReport.from_json(text)
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 7, 15])
+def test_skip_ratio_masks_are_exact_and_positional(skipped):
+    mask = skip_ratio_mask(skipped, 3, 0, 400, 15)
+    assert ((mask == 0).sum(1) == skipped).all()
+    assert torch.equal(skip_ratio_mask(skipped, 3, 123, 125, 15), mask[123:125])
+    if 0 < skipped < 15:
+        assert not torch.equal(skip_ratio_mask(skipped, 4, 0, 400, 15), mask)
+        # Every layer gets its share: a binomial of 400 draws stays within five deviations.
+        share, deviation = skipped / 15, math.sqrt(400 * skipped / 15 * (1 - skipped / 15))
+        assert ((mask == 0).sum(0) - 400 * share).abs().max() < 5 * deviation
+
+
+def test_ratio_rounds_to_whole_layers(llm):
+    assert resolve_force_routing(0.5, llm.config).num_skipped == 2
+    assert resolve_force_routing(0, llm.config).num_skipped == 0
+    assert resolve_force_routing(1, llm.config).num_skipped == 3
