@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
+from importlib import import_module
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -72,8 +72,18 @@ class CleanBuild(build):
 
 
 def _find_tool(name: str) -> str:
-    """Path of a program on PATH or beside this interpreter (a virtual environment not activated)."""
-    found = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    """Path of a program: of the package this interpreter imports, else on PATH.
+
+    The package comes first because PATH would lead to one CMake in pip's build environment and to
+    another one outside of it, and a different CMake compiles everything anew.
+    """
+    try:
+        package = import_module(name)
+        folder = getattr(package, "CMAKE_BIN_DIR", None) or getattr(package, "BIN_DIR", None)
+    except ImportError:
+        folder = None
+    found = shutil.which(name, path=folder) if folder else None
+    found = found or shutil.which(name)
     if found is None:
         raise SystemExit(
             f"setup.py: {name} was not found; install it (pip install {name}) and try again"

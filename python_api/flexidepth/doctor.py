@@ -9,6 +9,7 @@ Needs neither torch nor the compiled module, so that it can name them as the pro
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
@@ -51,26 +52,25 @@ def _default_model() -> dict[str, Any] | None:
 def _unmet_requirements() -> list[str]:
     """The package's own requirements that this environment does not meet, extras left out."""
     try:
-        from packaging.requirements import Requirement
-
-        wanted = [Requirement(text) for text in requires("flexidepth") or []]
-    except (
-        PackageNotFoundError,
-        ImportError,
-    ):  # used from a source folder, or nothing is installed
+        wanted = requires("flexidepth") or []
+    except PackageNotFoundError:  # used from a source folder
         return []
-    problems = []
-    for requirement in wanted:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        fix = f"install it with `pip install '{requirement}'`"
-        try:
-            found = version(requirement.name)
-        except PackageNotFoundError:
-            problems.append(f"{requirement.name} is not installed; {requirement} is wanted; {fix}")
-            continue
-        if not requirement.specifier.contains(found, prereleases=True):
-            problems.append(
-                f"{requirement.name} {found} is installed; {requirement} is wanted; {fix}"
-            )
-    return problems
+    return [problem for text in wanted if (problem := _unmet(text)) is not None]
+
+
+def _unmet(text: str) -> str | None:
+    if "extra ==" in text:
+        return None
+    name = re.split(r"[^\w.-]", text, maxsplit=1)[0]
+    fix = f"install it with `pip install '{text}'`"
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return f"{name} is not installed; {text} is wanted; {fix}"
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # comes with transformers; its absence says enough
+        return None
+    if Requirement(text).specifier.contains(found, prereleases=True):
+        return None
+    return f"{name} {found} is installed; {text} is wanted; {fix}"

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -148,6 +148,18 @@ def test_doctor_names_an_old_dependency(monkeypatch: pytest.MonkeyPatch) -> None
     assert not report["ok"]
     assert "transformers 4.40.0 is installed; transformers>=" in report["problems"][0]
     assert "problem: transformers 4.40.0" in doctor.render(report)
+
+
+def test_doctor_names_a_missing_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_numpy(name: str) -> str:
+        if name != "numpy":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor, "version", only_numpy)
+    problems = doctor.collect()["problems"]
+    assert problems[0].startswith("torch is not installed; torch>=")
+    assert not any(problem.startswith("numpy") for problem in problems)
 
 
 def test_cgroup_quota_is_the_tightest_of_the_own_group_and_its_parents(tmp_path: Path) -> None:

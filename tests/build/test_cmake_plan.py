@@ -15,8 +15,8 @@ import pytest
 pybind11 = pytest.importorskip("pybind11", reason="needs the build tools of the extra 'test'")
 
 ROOT = Path(__file__).resolve().parents[2]
-CMAKE = shutil.which("cmake") or shutil.which("cmake", path=sysconfig.get_path("scripts"))
-NINJA = shutil.which("ninja") or shutil.which("ninja", path=sysconfig.get_path("scripts"))
+CMAKE = shutil.which("cmake", path=sysconfig.get_path("scripts")) or shutil.which("cmake")
+NINJA = shutil.which("ninja", path=sysconfig.get_path("scripts")) or shutil.which("ninja")
 if CMAKE is None or NINJA is None:
     pytest.skip("needs cmake and ninja of the extra 'test'", allow_module_level=True)
 
