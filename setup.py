@@ -133,6 +133,8 @@ setup(
     packages=[*find_packages("python_api"), "flexidepth_ext", *BENCH_PACKAGES],
     # bench/ lies at the top because people run it from there; installed it is a part of flexidepth.
     package_dir={"": "python_api", "flexidepth_ext": "flexidepth_ext", "flexidepth.bench": "bench"},
+    # What is shipped stands here and nowhere else: a stale manifest must not add to it.
+    include_package_data=False,
     package_data={"flexidepth": ["py.typed"], "flexidepth_ext": ["py.typed", "*.pyi"]},
     ext_modules=[Extension("flexidepth_ext._C", sources=[])],
     cmdclass={"build": CleanBuild, "build_ext": CMakeBuild},
