@@ -223,7 +223,8 @@ def _preamble(header: dict[str, Any]) -> str:
     )
     return (
         f"{header['model']} in {header['dtype']} on {machine['cpu']}, {machine['cores']} cores "
-        f"({header['isa']}), {machine['memory_gb']} GB; {header['routed_layers']} of {header['num_layers']} layers routed, "
+        f"({header['isa']}), {machine['memory_gb']} GB; {header['routed_layers']} of "
+        f"{header['num_layers']} layers routed, "
         f"{header['depth']} tokens in the cache.\nRead bandwidth: {bandwidth}. Load before and after: "
         f"{header['load_before']:.2f}, {header['load_after']:.2f}.\nCommand: `{header['command']}`; "
         f"commit {machine['commit']}; {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}."
@@ -235,16 +236,18 @@ def _postscript(header: dict[str, Any]) -> list[str]:
     if (a := header["accuracy"]) is not None:
         parts.append(
             f"Against the float32 reference on {a['tokens']} tokens: RMS error of the logits "
-            f"{a['logits_rmse']:.4f} on the same decisions; every layer run {a['engine_dense_rmse']:.4f} (transformers in the same type "
-            f"{a['torch_rmse']:.4f}), same first choice for {a['top1_agreement']:.1%} of the tokens. Gates: "
-            f"{a['gate_agreement']:.3%} of {a['decisions']} decisions equal, "
-            f"{a['gate_agreement_outside']:.3%} of those farther than {a['margin']} from the threshold; largest difference {a['gate_max_error']:.4f}."
+            f"{a['logits_rmse']:.4f} on the same decisions; every layer run {a['engine_dense_rmse']:.4f} "
+            f"(transformers in the same type {a['torch_rmse']:.4f}), same first choice for "
+            f"{a['top1_agreement']:.1%} of the tokens. Gates: {a['gate_agreement']:.3%} of {a['decisions']} "
+            f"decisions equal, {a['gate_agreement_outside']:.3%} of those farther than {a['margin']} from the "
+            f"threshold; largest difference {a['gate_max_error']:.4f}."
         )
     if (m := header["memory"]) is not None:
         parts.append(
-            f"Loading (files warm): {m['load_s']:.2f} s. Peak memory while loading and generating "
-            f"512 + 64 tokens: {m['peak_bytes'] / 1e6:.0f} MB above the imports, "
-            f"{m['peak_over_weights_and_cache']:.2f} x weights ({m['weight_bytes'] / 1e6:.0f} MB) and cache ({m['cache_bytes'] / 1e6:.0f} MB)."
+            f"Loading (files warm): {m['load_s']:.2f} s. Peak memory while loading and generating 512 + 64 "
+            f"tokens: {m['peak_bytes'] / 1e6:.0f} MB above the imports, "
+            f"{m['peak_over_weights_and_cache']:.2f} x weights ({m['weight_bytes'] / 1e6:.0f} MB) and cache "
+            f"({m['cache_bytes'] / 1e6:.0f} MB)."
         )
     return parts
 

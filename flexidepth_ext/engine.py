@@ -99,7 +99,9 @@ class Engine:
         isa: str | None = None,
     ) -> None:
         if dtype not in (torch.float32, torch.bfloat16):
-            raise DtypeError(f"engine: dtype {dtype}; the CPU engine takes torch.float32 or torch.bfloat16")
+            raise DtypeError(
+                f"engine: dtype {dtype}; the CPU engine takes torch.float32 or torch.bfloat16"
+            )
         threads = num_threads if num_threads is not None else _C.available_threads()
         if not 1 <= threads <= 1024:
             raise ValueOutOfRangeError(f"engine: num_threads is {threads}; 1 to 1024 are possible")
@@ -199,7 +201,9 @@ class Engine:
                     f"engine: {thresholds.shape[0]} thresholds; this model routes {self.num_routed} layers"
                 )
         if routing not in _ROUTING:
-            raise ValueOutOfRangeError(f"engine: routing {routing!r}; wanted one of {', '.join(_ROUTING)}")
+            raise ValueOutOfRangeError(
+                f"engine: routing {routing!r}; wanted one of {', '.join(_ROUTING)}"
+            )
         if logits_rows is None:
             ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32)
             logits_rows = ends - 1
@@ -257,7 +261,9 @@ class Engine:
             if tensor.shape[0] != rows:
                 raise ShapeError(f"engine: {tensor.shape[0]} {name} for {rows} rows of logits")
         if not (temperature >= 0 and math.isfinite(temperature)):
-            raise ValueOutOfRangeError(f"sample: temperature is {temperature}; it must be 0 or more")
+            raise ValueOutOfRangeError(
+                f"sample: temperature is {temperature}; it must be 0 or more"
+            )
         if top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
             raise ValueOutOfRangeError(
                 f"sample: top_k {top_k}, top_p {top_p}, min_p {min_p}; wanted top_k >= 0, 0 < top_p <= 1, "
@@ -291,7 +297,9 @@ def _expect(tensor: Tensor, dtype: torch.dtype, dim: int, name: str) -> None:
     if tensor.dtype != dtype:
         raise DtypeError(f"engine: {name} has dtype {tensor.dtype}; wanted {dtype}")
     if tensor.dim() != dim or not tensor.is_contiguous():
-        raise ShapeError(f"engine: {name} is {list(tensor.shape)}; wanted a contiguous tensor with {dim} dimensions")
+        raise ShapeError(
+            f"engine: {name} is {list(tensor.shape)}; wanted a contiguous tensor with {dim} dimensions"
+        )
     if tensor.device.type != "cpu":
         raise DtypeError(f"engine: {name} lies on {tensor.device}; this engine computes on the CPU")
 

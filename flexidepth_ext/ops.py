@@ -38,7 +38,9 @@ class PackedWeight:
 
     def __init__(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> None:
         if weight.dtype not in _DTYPES or dtype not in (torch.float32, torch.bfloat16):
-            raise DtypeError(f"pack: {weight.dtype} to {dtype}; wanted float types, packed as float32 or bfloat16")
+            raise DtypeError(
+                f"pack: {weight.dtype} to {dtype}; wanted float types, packed as float32 or bfloat16"
+            )
         if weight.dim() != 2:
             raise ShapeError(f"pack: weight is {list(weight.shape)}; wanted a matrix [n, k]")
         source = weight.detach().contiguous()
@@ -48,10 +50,18 @@ class PackedWeight:
         self.data = torch.zeros(_C.packed_bytes(self.code, self.n, self.k) + 64, dtype=torch.uint8)
         self.pointer = -(-self.data.data_ptr() // 64) * 64
         bad = _C.pack(
-            context(), source.data_ptr(), _DTYPES[source.dtype], self.n, self.k, self.pointer, self.code
+            context(),
+            source.data_ptr(),
+            _DTYPES[source.dtype],
+            self.n,
+            self.k,
+            self.pointer,
+            self.code,
         )
         if bad:
-            raise ValueOutOfRangeError(f"pack: {bad} of {source.numel()} values are NaN or infinite")
+            raise ValueOutOfRangeError(
+                f"pack: {bad} of {source.numel()} values are NaN or infinite"
+            )
 
 
 def linear(
@@ -97,12 +107,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, ctx: _C.OpContext | None 
     rows = _f32(x, "rms_norm", "x", (None, None))
     _f32(weight, "rms_norm", "weight", (x.shape[1],))
     out = torch.empty_like(x)
-    _C.rms_norm(ctx or context(), x.data_ptr(), out.data_ptr(), weight.data_ptr(), rows, x.shape[1], eps)
+    _C.rms_norm(
+        ctx or context(), x.data_ptr(), out.data_ptr(), weight.data_ptr(), rows, x.shape[1], eps
+    )
     return out
 
 
 def rope(
-    x: Tensor, positions: Tensor, inv_freq: Tensor, head_dim: int, *, ctx: _C.OpContext | None = None
+    x: Tensor,
+    positions: Tensor,
+    inv_freq: Tensor,
+    head_dim: int,
+    *,
+    ctx: _C.OpContext | None = None,
 ) -> Tensor:
     """Rotary embedding of x [rows, heads * head_dim] at positions int64 [rows]; returns a new tensor."""
     rows = _f32(x, "rope", "x", (None, None))
@@ -112,7 +129,15 @@ def rope(
     _f32(inv_freq, "rope", "inv_freq", (head_dim // 2,))
     out = x.clone()
     heads = x.shape[1] // head_dim
-    _C.rope(ctx or context(), out.data_ptr(), positions.data_ptr(), inv_freq.data_ptr(), rows, heads, head_dim)
+    _C.rope(
+        ctx or context(),
+        out.data_ptr(),
+        positions.data_ptr(),
+        inv_freq.data_ptr(),
+        rows,
+        heads,
+        head_dim,
+    )
     return out
 
 
@@ -185,7 +210,10 @@ def compact(
     if forced is not None:
         _typed(forced, torch.uint8, "compact", "forced", (rows,))
     ran = torch.empty(rows, dtype=torch.uint8)
-    run_index, skip_index = torch.empty(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.int32)
+    run_index, skip_index = (
+        torch.empty(rows, dtype=torch.int32),
+        torch.empty(rows, dtype=torch.int32),
+    )
     run_scale, skip_scale = torch.empty(rows), torch.empty(rows)
     run = _C.compact(
         gates.data_ptr(),
@@ -202,7 +230,9 @@ def compact(
     return ran, run_index[:run], skip_index[: rows - run], run_scale[:run], skip_scale[: rows - run]
 
 
-def new_cache(dtype: torch.dtype, num_layers: int, num_kv_heads: int, head_dim: int, max_length: int) -> _C.KVCache:
+def new_cache(
+    dtype: torch.dtype, num_layers: int, num_kv_heads: int, head_dim: int, max_length: int
+) -> _C.KVCache:
     """A cache for `kv_append` and `attention`; dtype float32 or bfloat16."""
     if dtype not in (torch.float32, torch.bfloat16):
         raise DtypeError(f"cache: dtype {dtype}; wanted torch.float32 or torch.bfloat16")
@@ -240,7 +270,9 @@ def attention(
     _typed(positions, torch.int64, "attention", "positions", (rows,))
     _typed(sequences, torch.int32, "attention", "sequences", (rows,))
     head_dim = q.shape[1] // num_heads
-    for row, (position, sequence) in enumerate(zip(positions.tolist(), sequences.tolist(), strict=True)):
+    for row, (position, sequence) in enumerate(
+        zip(positions.tolist(), sequences.tolist(), strict=True)
+    ):
         if not 0 <= sequence < len(caches) or not 0 <= position < caches[sequence].length:
             raise ValueOutOfRangeError(
                 f"attention: row {row} asks for position {position} of sequence {sequence}; there are {len(caches)} "
@@ -360,7 +392,9 @@ def _f32(tensor: Tensor, op: str, name: str, shape: tuple[int | None, ...]) -> i
     return _typed(tensor, torch.float32, op, name, shape)
 
 
-def _typed(tensor: Tensor, dtype: torch.dtype, op: str, name: str, shape: tuple[int | None, ...]) -> int:
+def _typed(
+    tensor: Tensor, dtype: torch.dtype, op: str, name: str, shape: tuple[int | None, ...]
+) -> int:
     """Check type, place, shape (None = any) and contiguity; returns the first dimension."""
     if tensor.dtype != dtype:
         raise DtypeError(f"{op}: {name} has dtype {tensor.dtype}; wanted {dtype}")
@@ -370,7 +404,9 @@ def _typed(tensor: Tensor, dtype: torch.dtype, op: str, name: str, shape: tuple[
         want is None or want == got for want, got in zip(shape, tensor.shape, strict=False)
     )
     if not fits:
-        raise ShapeError(f"{op}: {name} is {list(tensor.shape)}; wanted {['any' if s is None else s for s in shape]}")
+        raise ShapeError(
+            f"{op}: {name} is {list(tensor.shape)}; wanted {['any' if s is None else s for s in shape]}"
+        )
     if not tensor.is_contiguous():
         raise ShapeError(f"{op}: {name} is not contiguous; call .contiguous() first")
     return int(tensor.shape[0])
@@ -380,5 +416,7 @@ def _index(index: Tensor, x: Tensor, op: str) -> int:
     _f32(x, op, "x", (None,) * x.dim())
     count = _typed(index, torch.int32, op, "index", (None,))
     if count and not 0 <= int(index.min()) <= int(index.max()) < x.shape[0]:
-        raise ValueOutOfRangeError(f"{op}: index reaches {int(index.min())}..{int(index.max())} of {x.shape[0]} rows")
+        raise ValueOutOfRangeError(
+            f"{op}: index reaches {int(index.min())}..{int(index.max())} of {x.shape[0]} rows"
+        )
     return count

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def assert_as_exact_as_torch(ours: Tensor, torchs: Tensor, exact: Tensor, factor: float = 2.0) -> None:
+def assert_as_exact_as_torch(
+    ours: Tensor, torchs: Tensor, exact: Tensor, factor: float = 2.0
+) -> None:
     """RMS error of `ours` <= factor x that of `torchs`, both against float64 `exact`."""
     assert exact.dtype == torch.float64
     assert ours.shape == exact.shape
@@ -18,4 +20,6 @@ def assert_as_exact_as_torch(ours: Tensor, torchs: Tensor, exact: Tensor, factor
     error = (ours.double() - exact).square().mean().sqrt().item()
     theirs = (torchs.double() - exact).square().mean().sqrt().item()
     floor = torch.finfo(torch.float32).eps / 2 * exact.abs().max().item()
-    assert error <= factor * max(theirs, floor), f"error {error:.3e}, torch's {theirs:.3e}, floor {floor:.3e}"
+    assert error <= factor * max(theirs, floor), (
+        f"error {error:.3e}, torch's {theirs:.3e}, floor {floor:.3e}"
+    )

@@ -1,5 +1,5 @@
-// The engine and its cache. Pointers come as integers from Tensor.data_ptr(); flexidepth_ext/engine.py checks
-// the tensors and keeps them alive for the length of a call.
+// The engine and its cache. Pointers come as integers from Tensor.data_ptr();
+// flexidepth_ext/engine.py checks the tensors and keeps them alive for the length of a call.
 #include "engine/engine.h"
 
 #include <pybind11/stl.h>
@@ -52,7 +52,8 @@ ModelShape shape_from(const py::dict& d) {
 }
 
 // A cache outside an engine, for the ops called one by one.
-std::unique_ptr<KvCache> bare_cache(int dtype, int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t length) {
+std::unique_ptr<KvCache> bare_cache(int dtype, int64_t layers, int64_t kv_heads, int64_t head_dim,
+                                    int64_t length) {
   ModelShape shape;
   shape.dtype = static_cast<DType>(dtype);
   shape.num_layers = layers;
@@ -62,10 +63,11 @@ std::unique_ptr<KvCache> bare_cache(int dtype, int64_t layers, int64_t kv_heads,
 }
 
 void forward(Engine& engine, Address token_ids, const std::vector<int64_t>& counts,
-             const std::vector<KvCache*>& caches, int64_t rows, int routing, Address mask, Address thresholds,
-             Address logits_rows, int64_t num_logits, Address logits, Address gates, Address ran) {
-  check(counts.size() == caches.size(), ErrorKind::kShape, "engine: ", counts.size(), " counts for ", caches.size(),
-        " caches");
+             const std::vector<KvCache*>& caches, int64_t rows, int routing, Address mask,
+             Address thresholds, Address logits_rows, int64_t num_logits, Address logits,
+             Address gates, Address ran) {
+  check(counts.size() == caches.size(), ErrorKind::kShape, "engine: ", counts.size(),
+        " counts for ", caches.size(), " caches");
   Batch batch;
   batch.token_ids = at<const int32_t>(token_ids);
   batch.rows = rows;
@@ -82,8 +84,9 @@ void forward(Engine& engine, Address token_ids, const std::vector<int64_t>& coun
   engine.forward(batch);
 }
 
-void sample(Engine& engine, Address logits, int64_t rows, int64_t vocab, float temperature, int64_t top_k, float top_p,
-            float min_p, Address seeds, Address positions, Address tokens, Address logprobs) {
+void sample(Engine& engine, Address logits, int64_t rows, int64_t vocab, float temperature,
+            int64_t top_k, float top_p, float min_p, Address seeds, Address positions,
+            Address tokens, Address logprobs) {
   cpu::sample({{at<const float>(logits), vocab, nullptr, rows},
                vocab,
                temperature,
@@ -112,7 +115,8 @@ void register_engine(py::module_& m) {
       .def("release", &KvCache::release)
       .def("poison_unused", &KvCache::poison_unused);
   py::class_<Engine>(m, "Engine", "Weights, threads and scratch of one model.")
-      .def(py::init([](const py::dict& shape, int num_threads, int64_t max_rows, const std::string& isa) {
+      .def(py::init([](const py::dict& shape, int num_threads, int64_t max_rows,
+                       const std::string& isa) {
              return std::make_unique<Engine>(shape_from(shape), num_threads, max_rows, isa);
            }),
            py::arg("shape"), py::arg("num_threads"), py::arg("max_rows"), py::arg("isa") = "")
@@ -120,19 +124,23 @@ void register_engine(py::module_& m) {
       .def_property_readonly("isa", [](const Engine& e) { return std::string(e.isa()); })
       .def_property_readonly("weight_bytes", &Engine::weight_bytes)
       .def_property_readonly("closed", &Engine::closed)
-      .def("set_weight",
-           [](Engine& e, const std::string& name, Address source, int dtype, int64_t rows, int64_t columns) {
-             e.set_weight(name, at<const void>(source), static_cast<DType>(dtype), rows, columns);
-           },
-           Release(), py::arg("name"), py::arg("source"), py::arg("dtype"), py::arg("rows"), py::arg("columns"))
+      .def(
+          "set_weight",
+          [](Engine& e, const std::string& name, Address source, int dtype, int64_t rows,
+             int64_t columns) {
+            e.set_weight(name, at<const void>(source), static_cast<DType>(dtype), rows, columns);
+          },
+          Release(), py::arg("name"), py::arg("source"), py::arg("dtype"), py::arg("rows"),
+          py::arg("columns"))
       .def("finish_loading", &Engine::finish_loading, Release())
       .def("new_cache", &Engine::new_cache, py::arg("max_length"))
-      .def("forward", &forward, Release(), py::arg("token_ids"), py::arg("counts"), py::arg("caches"),
-           py::arg("rows"), py::arg("routing"), py::arg("mask"), py::arg("thresholds"), py::arg("logits_rows"),
-           py::arg("num_logits"), py::arg("logits"), py::arg("gates"), py::arg("ran"))
-      .def("sample", &sample, Release(), py::arg("logits"), py::arg("rows"), py::arg("vocab"), py::arg("temperature"),
-           py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("seeds"), py::arg("positions"),
-           py::arg("tokens"), py::arg("logprobs"))
+      .def("forward", &forward, Release(), py::arg("token_ids"), py::arg("counts"),
+           py::arg("caches"), py::arg("rows"), py::arg("routing"), py::arg("mask"),
+           py::arg("thresholds"), py::arg("logits_rows"), py::arg("num_logits"), py::arg("logits"),
+           py::arg("gates"), py::arg("ran"))
+      .def("sample", &sample, Release(), py::arg("logits"), py::arg("rows"), py::arg("vocab"),
+           py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
+           py::arg("seeds"), py::arg("positions"), py::arg("tokens"), py::arg("logprobs"))
       .def("poison_scratch", &Engine::poison_scratch)
       .def("close", &Engine::close);
 }

@@ -1,7 +1,6 @@
 // flexidepth::Error to the Python classes of flexidepth_ext.errors, by kind.
-#include "core/check.h"
-
 #include "bindings/register.h"
+#include "core/check.h"
 
 namespace flexidepth::bindings {
 
@@ -38,7 +37,8 @@ void register_errors(py::module_&) {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const Error& error) {
-      const py::object type = py::module_::import("flexidepth_ext.errors").attr(class_of(error.kind()));
+      const py::object type =
+          py::module_::import("flexidepth_ext.errors").attr(class_of(error.kind()));
       PyErr_SetString(type.ptr(), error.what());
     }
   });

@@ -19,7 +19,7 @@ constexpr size_t kHugePage = size_t{2} << 20;
   fail(ErrorKind::kMemory, "memory: the system refused ", bytes,
        " bytes; close other programs, use a smaller dtype or a shorter max_length");
 }
-}
+}  // namespace
 
 Buffer::Buffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
@@ -27,11 +27,13 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
 #ifdef FD_HAS_MMAP
   // Over-map by one huge page and trim, so that the start lies on a huge-page border.
   const size_t slack = mapped_ >= kHugePage ? kHugePage : 0;
-  void* raw = mmap(nullptr, mapped_ + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* raw =
+      mmap(nullptr, mapped_ + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) fail_out_of_memory(bytes);
   auto* start = static_cast<uint8_t*>(raw);
   if (slack != 0) {
-    const size_t head = align_up(reinterpret_cast<uintptr_t>(start), kHugePage) - reinterpret_cast<uintptr_t>(start);
+    const size_t head = align_up(reinterpret_cast<uintptr_t>(start), kHugePage) -
+                        reinterpret_cast<uintptr_t>(start);
     if (head != 0) munmap(start, head);
     if (slack - head != 0) munmap(start + head + mapped_, slack - head);
     start += head;

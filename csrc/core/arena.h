@@ -1,5 +1,5 @@
-// Zeroed, page-aligned memory straight from the system: resident only where touched, huge pages where the
-// system grants them, and given back at once when the buffer goes.
+// Zeroed, page-aligned memory straight from the system: resident only where touched, huge pages
+// where the system grants them, and given back at once when the buffer goes.
 #pragma once
 
 #include <cstddef>

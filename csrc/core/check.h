@@ -1,5 +1,5 @@
-// Errors of the compiled module. One exception type; its kind decides which Python class the binding raises.
-// Messages follow `op: what came; what is wanted; what to do`.
+// Errors of the compiled module. One exception type; its kind decides which Python class the
+// binding raises. Messages follow `op: what came; what is wanted; what to do`.
 #pragma once
 
 #include <sstream>

@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a random draw as a
-// pure function of (seed, counter), so that a token's draw depends on its seed and position alone.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a random
+// draw as a pure function of (seed, counter), so that a token's draw depends on its seed and
+// position alone.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,8 @@ inline Philox philox(uint64_t seed, uint64_t counter) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53u} * c[0], p1 = uint64_t{0xCD9E8D57u} * c[2];
-    const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, n2 = static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1;
+    const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0,
+                   n2 = static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1;
     c[1] = static_cast<uint32_t>(p1);
     c[3] = static_cast<uint32_t>(p0);
     c[0] = n0;

@@ -11,7 +11,8 @@ namespace flexidepth::cpu {
 namespace {
 
 constexpr int64_t kPadDim = 16;
-// Split the pages of a row over threads up to this many (tile, page) units; beyond, tiles are enough.
+// Split the pages of a row over threads up to this many (tile, page) units; beyond, tiles are
+// enough.
 constexpr int64_t kMaxSplitUnits = 512;
 
 // Queries that share a KV head and a sequence: some rows times the heads of the group, at most 12.
@@ -66,15 +67,21 @@ class Attention {
   int64_t window_start(int64_t position) const {
     return args_.sliding_window > 0 ? std::max<int64_t>(0, position - args_.sliding_window + 1) : 0;
   }
-  int64_t first_page(const Tile& t) const { return window_start(args_.positions[t.first_row]) / kPageTokens; }
-  int64_t last_page(const Tile& t) const { return args_.positions[t.first_row + t.rows - 1] / kPageTokens; }
+  int64_t first_page(const Tile& t) const {
+    return window_start(args_.positions[t.first_row]) / kPageTokens;
+  }
+  int64_t last_page(const Tile& t) const {
+    return args_.positions[t.first_row + t.rows - 1] / kPageTokens;
+  }
 
   // One page into a fresh partial. A query that sees nothing of the page gets peak -inf, sum 0.
   void page(const Tile& t, int64_t page, const Partial& result) const {
     alignas(64) float scores[kMaxTileRows * kPageTokens];
-    const uint8_t* base = args_.page_tables[args_.sequences[t.first_row]][page] + args_.layer_offset;
+    const uint8_t* base =
+        args_.page_tables[args_.sequences[t.first_row]][page] + args_.layer_offset;
     const int64_t page_start = page * kPageTokens;
-    const int64_t tokens = std::min(kPageTokens, args_.positions[t.first_row + t.rows - 1] + 1 - page_start);
+    const int64_t tokens =
+        std::min(kPageTokens, args_.positions[t.first_row + t.rows - 1] + 1 - page_start);
     dot_keys(t, base, tokens, scores);
     for (int64_t i = 0; i < t.queries(); ++i) {
       const int64_t position = args_.positions[t.first_row + i / t.heads];
@@ -119,7 +126,8 @@ class Attention {
   void finish(const Tile& t, const Partial& state) const {
     for (int64_t i = 0; i < t.queries(); ++i) {
       const float* from = state.out + i * padded_dim_;
-      float* to = args_.out.row(t.first_row + i / t.heads) + (t.first_head + i % t.heads) * args_.layout.head_dim;
+      float* to = args_.out.row(t.first_row + i / t.heads) +
+                  (t.first_head + i % t.heads) * args_.layout.head_dim;
       const float inverse = 1.0f / state.sum[i];
       for (int64_t d = 0; d < args_.layout.head_dim; ++d) to[d] = from[d] * inverse;
     }
@@ -131,8 +139,8 @@ class Attention {
   }
 
   // out[i][panel * 16 + lane] (rows out_stride apart) = x[i] . panel; one or two panels at a time.
-  void dot_panels(const float* const* x, int64_t queries, int64_t k, const uint8_t* panels, size_t stride,
-                  int64_t num_panels, float* out, int64_t out_stride) const {
+  void dot_panels(const float* const* x, int64_t queries, int64_t k, const uint8_t* panels,
+                  size_t stride, int64_t num_panels, float* out, int64_t out_stride) const {
     alignas(64) float tile[kMaxTile];
     for (int64_t p = 0; p < num_panels;) {
       const int count = panel_group(kernels_, queries, num_panels - p);
@@ -141,7 +149,8 @@ class Attention {
         const int rows = static_cast<int>(std::min(step, queries - m));
         dot()(x + m, rows, k, panels + p * stride, stride, count, tile);
         for (int i = 0; i < rows; ++i)
-          std::copy_n(tile + i * count * kPanel, count * kPanel, out + (m + i) * out_stride + p * kPanel);
+          std::copy_n(tile + i * count * kPanel, count * kPanel,
+                      out + (m + i) * out_stride + p * kPanel);
       }
       p += count;
     }
@@ -150,12 +159,14 @@ class Attention {
   void dot_keys(const Tile& t, const uint8_t* base, int64_t tokens, float* scores) const {
     const float* q[kMaxTileRows];
     for (int64_t i = 0; i < t.queries(); ++i)
-      q[i] = args_.q.row(t.first_row + i / t.heads) + (t.first_head + i % t.heads) * args_.layout.head_dim;
+      q[i] = args_.q.row(t.first_row + i / t.heads) +
+             (t.first_head + i % t.heads) * args_.layout.head_dim;
     dot_panels(q, t.queries(), args_.layout.head_dim, base + args_.layout.key_offset(t.kv_head, 0),
                args_.layout.key_panel_bytes(), (tokens + kPanel - 1) / kPanel, scores, kPageTokens);
   }
 
-  void weigh_values(const Tile& t, const uint8_t* base, int64_t tokens, const float* scores, float* out) const {
+  void weigh_values(const Tile& t, const uint8_t* base, int64_t tokens, const float* scores,
+                    float* out) const {
     const float* weights[kMaxTileRows];
     for (int64_t i = 0; i < t.queries(); ++i) weights[i] = scores + i * kPageTokens;
     dot_panels(weights, t.queries(), tokens, base + args_.layout.value_offset(t.kv_head, 0),
@@ -171,7 +182,8 @@ class Attention {
   int64_t tiles_per_kv_head_;
 };
 
-// Few tiles: pages of all tiles go to the pool side by side, then each tile merges its own in order.
+// Few tiles: pages of all tiles go to the pool side by side, then each tile merges its own in
+// order.
 void split_over_pages(const Attention& attention, const AttentionArgs& args, const Context& context,
                       int64_t tiles) {
   struct Unit {
@@ -183,7 +195,8 @@ void split_over_pages(const Attention& attention, const AttentionArgs& args, con
   const int64_t per_row = attention.tiles_per_row_block();
   for (int64_t i = 0; i < tiles; ++i) {
     const Tile t = attention.tile(i / per_row, 1, i % per_row);
-    for (int64_t p = attention.first_page(t); p <= attention.last_page(t); ++p) units[count++] = {t, p};
+    for (int64_t p = attention.first_page(t); p <= attention.last_page(t); ++p)
+      units[count++] = {t, p};
   }
   const auto partial = [&](int64_t unit) {
     return attention.partial_at(args.scratch + (unit + 1) * attention.partial_floats());
@@ -195,7 +208,8 @@ void split_over_pages(const Attention& attention, const AttentionArgs& args, con
   for (int64_t u = 0; u < count;) {
     const Tile t = units[u].tile;
     attention.clear(t, state);
-    for (int64_t p = attention.first_page(t); p <= attention.last_page(t); ++p) attention.merge(t, partial(u++), state);
+    for (int64_t p = attention.first_page(t); p <= attention.last_page(t); ++p)
+      attention.merge(t, partial(u++), state);
     attention.finish(t, state);
   }
 }
@@ -212,7 +226,8 @@ void attention(const AttentionArgs& args, const Context& context) {
   const int64_t rows = args.q.count;
   const int64_t per_row = attention.tiles_per_row_block();
   int64_t pages = 0;
-  for (int64_t i = 0; i < rows && pages <= kMaxSplitUnits; ++i) pages += per_row * (args.positions[i] / kPageTokens + 1);
+  for (int64_t i = 0; i < rows && pages <= kMaxSplitUnits; ++i)
+    pages += per_row * (args.positions[i] / kPageTokens + 1);
   if (rows <= 8 && pages <= kMaxSplitUnits) {
     split_over_pages(attention, args, context, rows * per_row);
     return;
@@ -220,7 +235,9 @@ void attention(const AttentionArgs& args, const Context& context) {
   // Blocks of rows that share a sequence and do not outgrow a tile.
   const auto block_end = [&](int64_t row) {
     int64_t end = row + 1;
-    while (end < rows && end - row < attention.rows_per_tile() && args.sequences[end] == args.sequences[row]) ++end;
+    while (end < rows && end - row < attention.rows_per_tile() &&
+           args.sequences[end] == args.sequences[row])
+      ++end;
     return end;
   };
   int64_t blocks = 0;

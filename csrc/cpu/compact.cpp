@@ -6,7 +6,8 @@ int64_t compact(const CompactArgs& args) {
   int64_t num_run = 0, num_skip = 0;
   for (int64_t i = 0; i < args.rows; ++i) {
     const float w = args.gates[i * args.gate_stride];
-    const bool run = args.forced != nullptr ? args.forced[i * args.forced_stride] != 0 : w > args.threshold;
+    const bool run =
+        args.forced != nullptr ? args.forced[i * args.forced_stride] != 0 : w > args.threshold;
     args.ran[i * args.ran_stride] = run ? 1 : 0;
     if (run) {
       args.run_index[num_run] = static_cast<int32_t>(i);

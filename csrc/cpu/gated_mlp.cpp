@@ -11,7 +11,8 @@ void gated_mlp(const GatedMlpArgs& args, const Context& context) {
   const int64_t width = args.gate.n;
   const int64_t rows = args.y.count;
   for_each_panel_block(
-      context, rows, (width + kPanel - 1) / kPanel, [&](int64_t p, int count, int64_t row_begin, int64_t row_end) {
+      context, rows, (width + kPanel - 1) / kPanel,
+      [&](int64_t p, int count, int64_t row_begin, int64_t row_end) {
         const int64_t column = p * kPanel;
         const int n = static_cast<int>(std::min<int64_t>(count * kPanel, width - column));
         const float* gate_bias = args.gate.bias == nullptr ? nullptr : args.gate.bias + column;
@@ -22,8 +23,9 @@ void gated_mlp(const GatedMlpArgs& args, const Context& context) {
                                       [&](int64_t first, int up_rows, const float* up_tile) {
                                         for (int i = 0; i < up_rows; ++i) {
                                           const int64_t at = (first - m + i) * count * kPanel;
-                                          kernels.silu_mul_row(gate_tile + at, gate_bias, up_tile + at, up_bias,
-                                                               args.activation + (first + i) * width + column, n);
+                                          kernels.silu_mul_row(
+                                              gate_tile + at, gate_bias, up_tile + at, up_bias,
+                                              args.activation + (first + i) * width + column, n);
                                         }
                                       });
                       });

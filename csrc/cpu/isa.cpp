@@ -29,7 +29,8 @@ const Kernels* kernels_for(const std::string& isa) {
     known += (known.empty() ? "" : ", ") + name;
     found = found || name == isa;
   }
-  check(found, ErrorKind::kUnsupported, "isa: '", isa, "' was asked; this build and processor have ", known,
+  check(found, ErrorKind::kUnsupported, "isa: '", isa,
+        "' was asked; this build and processor have ", known,
         "; set FLEXIDEPTH_ISA to one of these or unset it");
 #ifdef FD_X86
   if (isa == "avx2") return kernels_avx2();

@@ -1,5 +1,5 @@
-// Which instruction set the CPU ops use: the best this processor has, or the one that the environment
-// variable FLEXIDEPTH_ISA names (generic, avx2, avx512, avx512bf16).
+// Which instruction set the CPU ops use: the best this processor has, or the one that the
+// environment variable FLEXIDEPTH_ISA names (generic, avx2, avx512, avx512bf16).
 #pragma once
 
 #include <string>
@@ -15,8 +15,8 @@ std::vector<std::string> available_isas();
 // Throws Error(kUnsupported) for a name that is unknown, not built, or not runnable here.
 const Kernels* kernels_for(const std::string& isa);
 
-// "auto" resolved: FLEXIDEPTH_ISA if set, else the widest of generic, avx2, avx512. avx512bf16 rounds
-// activations and is never chosen by itself.
+// "auto" resolved: FLEXIDEPTH_ISA if set, else the widest of generic, avx2, avx512. avx512bf16
+// rounds activations and is never chosen by itself.
 const Kernels* default_kernels();
 
 }  // namespace flexidepth::cpu

@@ -1,10 +1,11 @@
-// The inner loops of the CPU ops, one table of function pointers per instruction set. The table is chosen
-// once (isa.h); everything above it is plain C++.
+// The inner loops of the CPU ops, one table of function pointers per instruction set. The table is
+// chosen once (isa.h); everything above it is plain C++.
 //
-// Panel layout of a matrix W [n, k] (weights, and also keys and values in the cache): 16 outputs side by
-// side, so that one vector load serves 16 outputs for one input.
+// Panel layout of a matrix W [n, k] (weights, and also keys and values in the cache): 16 outputs
+// side by side, so that one vector load serves 16 outputs for one input.
 //   float32   [ceil(n/16)][k][16]
-//   bfloat16  [ceil(n/16)][ceil(k/2)][16][2]   two following inputs share 32 bits: a shift gives the even
+//   bfloat16  [ceil(n/16)][ceil(k/2)][16][2]   two following inputs share 32 bits: a shift gives
+//   the even
 //                                              one, a mask the odd one, and vdpbf16ps takes both
 #pragma once
 
@@ -26,10 +27,11 @@ constexpr size_t panel_bytes(DType dtype, int64_t k) {
 }
 
 // tile[m][p * 16 + lane] = sum_k x[m][k] * w[p][k][lane] for m < rows, p < panels; w[p + 1] starts
-// panel_stride bytes after w[p]. Inputs are summed in order, fused multiply-add, 256 at a time into a fresh
-// accumulator, and the partial sums in order: the result of an output never depends on rows or panels.
-using PanelDot = void (*)(const float* const* x, int rows, int64_t k, const void* w, size_t panel_stride,
-                          int panels, float* tile);
+// panel_stride bytes after w[p]. Inputs are summed in order, fused multiply-add, 256 at a time into
+// a fresh accumulator, and the partial sums in order: the result of an output never depends on rows
+// or panels.
+using PanelDot = void (*)(const float* const* x, int rows, int64_t k, const void* w,
+                          size_t panel_stride, int panels, float* tile);
 
 struct Kernels {
   const char* name;
@@ -49,8 +51,8 @@ struct Kernels {
   // y[i] += scale * (x[i] + bias[i]) (bias may be null)
   void (*accumulate_row)(const float* x, const float* bias, float scale, float* y, int n);
   // out[i] = silu(gate[i] + gate_bias[i]) * (up[i] + up_bias[i]) (biases may be null)
-  void (*silu_mul_row)(const float* gate, const float* gate_bias, const float* up, const float* up_bias,
-                       float* out, int n);
+  void (*silu_mul_row)(const float* gate, const float* gate_bias, const float* up,
+                       const float* up_bias, float* out, int n);
   void (*tanh_row)(const float* x, float* y, int64_t n);
   float (*dot)(const float* a, const float* b, int64_t n);
   // s[i] *= scale for i < n; returns the maximum

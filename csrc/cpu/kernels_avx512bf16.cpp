@@ -1,6 +1,7 @@
-// The kernels for AVX-512 with the bfloat16 dot product: activations are rounded to bfloat16 before they
-// meet bfloat16 weights, as torch and llama.cpp do at this precision. Twice the arithmetic rate on
-// processors with full-rate vdpbf16ps, a less exact result everywhere; so it is chosen by name only.
+// The kernels for AVX-512 with the bfloat16 dot product: activations are rounded to bfloat16 before
+// they meet bfloat16 weights, as torch and llama.cpp do at this precision. Twice the arithmetic
+// rate on processors with full-rate vdpbf16ps, a less exact result everywhere; so it is chosen by
+// name only.
 #include "cpu/kernels_impl.h"
 
 namespace {
@@ -24,7 +25,8 @@ void round_to_pairs(const float* x, int64_t n, uint32_t* pairs) {
 }
 
 template <int kRows, int kPanels>
-void dot_tile_pairs(const float* const* x, int64_t k, const void* w_in, size_t panel_stride, float* tile) {
+void dot_tile_pairs(const float* const* x, int64_t k, const void* w_in, size_t panel_stride,
+                    float* tile) {
   const auto* w = static_cast<const char*>(w_in);
   uint32_t pairs[kRows][kSumBlock / 2];
   int64_t i = 0;
@@ -50,7 +52,8 @@ void dot_tile_pairs(const float* const* x, int64_t k, const void* w_in, size_t p
       for (int m = 0; m < kRows; ++m) {
         const __m512bh xm = as_bf16(_mm512_set1_epi32(static_cast<int>(pairs[m][j])));
 #pragma GCC unroll 4
-        for (int p = 0; p < kPanels; ++p) sums.a[m][p].v = _mm512_dpbf16_ps(sums.a[m][p].v, xm, wv[p]);
+        for (int p = 0; p < kPanels; ++p)
+          sums.a[m][p].v = _mm512_dpbf16_ps(sums.a[m][p].v, xm, wv[p]);
       }
     }
     sums.flush(tile, first);

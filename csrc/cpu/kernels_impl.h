@@ -1,5 +1,5 @@
-// Bodies of the kernels in kernels.h, written once over simd.h and compiled once per instruction set.
-// Included by kernels_*.cpp only; everything is in an unnamed namespace (see simd.h).
+// Bodies of the kernels in kernels.h, written once over simd.h and compiled once per instruction
+// set. Included by kernels_*.cpp only; everything is in an unnamed namespace (see simd.h).
 #pragma once
 
 #include "cpu/kernels.h"
@@ -44,7 +44,8 @@ struct Accumulators {
 };
 
 template <int kRows, int kPanels>
-void dot_tile_f32(const float* const* x_in, int64_t k, const void* w_in, size_t panel_stride, float* tile) {
+void dot_tile_f32(const float* const* x_in, int64_t k, const void* w_in, size_t panel_stride,
+                  float* tile) {
   const auto* w = static_cast<const char*>(w_in);
   const float* x[kRows];
   for (int m = 0; m < kRows; ++m) x[m] = x_in[m];
@@ -69,7 +70,8 @@ void dot_tile_f32(const float* const* x_in, int64_t k, const void* w_in, size_t 
 }
 
 template <int kRows, int kPanels>
-void dot_tile_bf16(const float* const* x_in, int64_t k, const void* w_in, size_t panel_stride, float* tile) {
+void dot_tile_bf16(const float* const* x_in, int64_t k, const void* w_in, size_t panel_stride,
+                   float* tile) {
   const auto* w = static_cast<const char*>(w_in);
   const float* x[kRows];
   for (int m = 0; m < kRows; ++m) x[m] = x_in[m];
@@ -114,12 +116,15 @@ constexpr int kRows1 = 6, kRows2 = 3, kRows4 = 1;
 constexpr int kRows1 = 4, kRows2 = 2, kRows4 = 1;
 #endif
 
-#define FD_ROWS_TO_12(tile, panels)                                                                     \
-  {tile<1, panels>, tile<2, panels>, tile<3, panels>, tile<4, panels>,  tile<5, panels>,  tile<6, panels>, \
-   tile<7, panels>, tile<8, panels>, tile<9, panels>, tile<10, panels>, tile<11, panels>, tile<12, panels>}
-#define FD_ROWS_TO_6(tile, panels) \
-  {tile<1, panels>, tile<2, panels>, tile<3, panels>, tile<4, panels>, tile<5, panels>, tile<6, panels>}
-#define FD_ROWS_TO_4(tile, panels) {tile<1, panels>, tile<2, panels>, tile<3, panels>, tile<4, panels>}
+#define FD_ROWS_TO_12(tile, panels)                                      \
+  {tile<1, panels>, tile<2, panels>,  tile<3, panels>,  tile<4, panels>, \
+   tile<5, panels>, tile<6, panels>,  tile<7, panels>,  tile<8, panels>, \
+   tile<9, panels>, tile<10, panels>, tile<11, panels>, tile<12, panels>}
+#define FD_ROWS_TO_6(tile, panels)                    \
+  {tile<1, panels>, tile<2, panels>, tile<3, panels>, \
+   tile<4, panels>, tile<5, panels>, tile<6, panels>}
+#define FD_ROWS_TO_4(tile, panels) \
+  {tile<1, panels>, tile<2, panels>, tile<3, panels>, tile<4, panels>}
 #define FD_ROWS_TO_3(tile, panels) {tile<1, panels>, tile<2, panels>, tile<3, panels>}
 #define FD_ROWS_TO_2(tile, panels) {tile<1, panels>, tile<2, panels>}
 #define FD_ROWS_TO_1(tile, panels) {tile<1, panels>}
@@ -144,11 +149,11 @@ constexpr int kRows1 = 4, kRows2 = 2, kRows4 = 1;
   FD_DEFINE_DOT_ENTRY(name)
 #endif
 
-#define FD_DEFINE_DOT_ENTRY(name)                                                                  \
+#define FD_DEFINE_DOT_ENTRY(name)                                                                 \
   void name(const float* const* x, int rows, int64_t k, const void* w, size_t stride, int panels, \
-            float* tile) {                                                                         \
-    const DotTile* table = panels == 1 ? name##_1 : panels == 2 ? name##_2 : name##_4;             \
-    table[rows - 1](x, k, w, stride, tile);                                                        \
+            float* tile) {                                                                        \
+    const DotTile* table = panels == 1 ? name##_1 : panels == 2 ? name##_2 : name##_4;            \
+    table[rows - 1](x, k, w, stride, tile);                                                       \
   }
 
 FD_DEFINE_DOT(dot_f32, dot_tile_f32)
@@ -182,7 +187,8 @@ void scale_mul(const float* x, float scale, const float* weight, float* y, int64
   for (; i < n; ++i) y[i] = x[i] * scale * weight[i];
 }
 
-// Rows shorter than a vector go through a padded copy, so that every element sees the same arithmetic.
+// Rows shorter than a vector go through a padded copy, so that every element sees the same
+// arithmetic.
 template <class Function>
 inline void for_each_vec(int64_t n, Function function) {
   int64_t i = 0;
@@ -210,7 +216,8 @@ inline Vec load_biased(const float* x, const float* bias, int64_t i, int count) 
 }
 
 void store_row(const float* x, const float* bias, float* y, int n) {
-  for_each_vec(n, [&](int64_t i, int count) { store_part(y + i, load_biased(x, bias, i, count), count); });
+  for_each_vec(
+      n, [&](int64_t i, int count) { store_part(y + i, load_biased(x, bias, i, count), count); });
 }
 
 void accumulate_row(const float* x, const float* bias, float scale, float* y, int n) {
@@ -221,8 +228,8 @@ void accumulate_row(const float* x, const float* bias, float scale, float* y, in
 }
 
 // silu(g) = g / (1 + e^-g)
-void silu_mul_row(const float* gate, const float* gate_bias, const float* up, const float* up_bias, float* out,
-                  int n) {
+void silu_mul_row(const float* gate, const float* gate_bias, const float* up, const float* up_bias,
+                  float* out, int n) {
   const Vec zero = set1(0.0f), one = set1(1.0f);
   for_each_vec(n, [&](int64_t i, int count) {
     const Vec g = load_biased(gate, gate_bias, i, count);
@@ -264,8 +271,9 @@ float exp_sum(float* s, float peak, int64_t n) {
 }
 
 flexidepth::cpu::Kernels make_kernels(const char* name, flexidepth::cpu::PanelDot bf16) {
-  return {name,    dot_f32,     bf16,        dot_bf16,       kRows1,       kRows2,   kRows4, sum_squares, scale_mul,
-          store_row, accumulate_row, silu_mul_row, tanh_row, dot, scale_max, exp_sum};
+  return {name,     dot_f32,     bf16,      dot_bf16,  kRows1,         kRows2,
+          kRows4,   sum_squares, scale_mul, store_row, accumulate_row, silu_mul_row,
+          tanh_row, dot,         scale_max, exp_sum};
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-#include "cpu/context.h"
 #include "ops/kv_cache.h"
+
+#include "cpu/context.h"
 
 namespace flexidepth {
 
@@ -11,7 +12,8 @@ size_t KvLayout::key_offset(int64_t kv_head, int64_t block) const {
 }
 
 size_t KvLayout::value_offset(int64_t kv_head, int64_t panel) const {
-  return key_offset(num_kv_heads, 0) + static_cast<size_t>(kv_head * value_panels() + panel) * value_panel_bytes();
+  return key_offset(num_kv_heads, 0) +
+         static_cast<size_t>(kv_head * value_panels() + panel) * value_panel_bytes();
 }
 
 size_t KvLayout::layer_bytes() const { return value_offset(num_kv_heads, 0); }
@@ -47,11 +49,11 @@ void kv_append(const KvAppendArgs& args, const Context& context) {
       const int64_t slot = args.positions[i] % kPageTokens;
       if (args.layout.dtype == DType::kFloat32) {
         append_row<float>(
-            args.layout, args.k.row(i), args.v.row(i), args.layer_pages[i], slot, [](float x) { return x; },
-            [](int64_t k, int64_t lane) { return k * kPanel + lane; });
+            args.layout, args.k.row(i), args.v.row(i), args.layer_pages[i], slot,
+            [](float x) { return x; }, [](int64_t k, int64_t lane) { return k * kPanel + lane; });
       } else {
-        append_row<uint16_t>(args.layout, args.k.row(i), args.v.row(i), args.layer_pages[i], slot, float_to_bf16,
-                             pair_index);
+        append_row<uint16_t>(args.layout, args.k.row(i), args.v.row(i), args.layer_pages[i], slot,
+                             float_to_bf16, pair_index);
       }
     }
   });

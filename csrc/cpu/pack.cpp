@@ -29,7 +29,8 @@ int64_t pack_panels(const PackArgs& args, int64_t begin, int64_t end) {
         if (kPacked == DType::kFloat32) {
           reinterpret_cast<float*>(to)[i * kPanel + lane] = value;
         } else {
-          reinterpret_cast<uint16_t*>(to)[(i / 2 * kPanel + lane) * 2 + i % 2] = float_to_bf16(value);
+          reinterpret_cast<uint16_t*>(to)[(i / 2 * kPanel + lane) * 2 + i % 2] =
+              float_to_bf16(value);
         }
       }
     }
@@ -43,11 +44,14 @@ PackPanels packer(DType source, DType packed) {
   const bool wide = packed == DType::kFloat32;
   switch (source) {
     case DType::kFloat32:
-      return wide ? pack_panels<DType::kFloat32, DType::kFloat32> : pack_panels<DType::kFloat32, DType::kBFloat16>;
+      return wide ? pack_panels<DType::kFloat32, DType::kFloat32>
+                  : pack_panels<DType::kFloat32, DType::kBFloat16>;
     case DType::kBFloat16:
-      return wide ? pack_panels<DType::kBFloat16, DType::kFloat32> : pack_panels<DType::kBFloat16, DType::kBFloat16>;
+      return wide ? pack_panels<DType::kBFloat16, DType::kFloat32>
+                  : pack_panels<DType::kBFloat16, DType::kBFloat16>;
     default:
-      return wide ? pack_panels<DType::kFloat16, DType::kFloat32> : pack_panels<DType::kFloat16, DType::kBFloat16>;
+      return wide ? pack_panels<DType::kFloat16, DType::kFloat32>
+                  : pack_panels<DType::kFloat16, DType::kBFloat16>;
   }
 }
 
@@ -72,7 +76,8 @@ void unpack_row(const PackedMatrix& matrix, int64_t row, float* out) {
     if (matrix.dtype == DType::kFloat32) {
       out[i] = reinterpret_cast<const float*>(panel)[i * kPanel + lane];
     } else {
-      out[i] = bf16_to_float(reinterpret_cast<const uint16_t*>(panel)[(i / 2 * kPanel + lane) * 2 + i % 2]);
+      out[i] = bf16_to_float(
+          reinterpret_cast<const uint16_t*>(panel)[(i / 2 * kPanel + lane) * 2 + i % 2]);
     }
   }
 }

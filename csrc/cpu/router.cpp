@@ -29,7 +29,8 @@ void router_gate(const RouterGateArgs& args, const Context& context) {
       kernels.tanh_row(z, z, args.router_dim);
       if (args.order == RouterOrder::kTanhNorm) norm(args, kernels, z);
       if (args.folded != nullptr)
-        args.gates[i * args.gate_stride] = sigmoid(kernels.dot(z, args.folded, args.router_dim) + args.bias);
+        args.gates[i * args.gate_stride] =
+            sigmoid(kernels.dot(z, args.folded, args.router_dim) + args.bias);
     }
   });
   if (args.folded != nullptr) return;
@@ -38,15 +39,18 @@ void router_gate(const RouterGateArgs& args, const Context& context) {
   decode.outputs[0] = {args.dec, args.decoded, false, nullptr};
   linear(decode, context);
   for (int64_t i = 0; i < rows; ++i)
-    args.gates[i * args.gate_stride] = sigmoid(kernels.dot(args.decoded.row(i), args.head, args.dec.n) + args.bias);
+    args.gates[i * args.gate_stride] =
+        sigmoid(kernels.dot(args.decoded.row(i), args.head, args.dec.n) + args.bias);
 }
 
-void fold_router(const float* dec, const float* head, int64_t hidden, int64_t router_dim, float* folded) {
+void fold_router(const float* dec, const float* head, int64_t hidden, int64_t router_dim,
+                 float* folded) {
   std::vector<double> sum(static_cast<size_t>(router_dim), 0.0);
   for (int64_t i = 0; i < hidden; ++i)
     for (int64_t j = 0; j < router_dim; ++j)
       sum[static_cast<size_t>(j)] += static_cast<double>(head[i]) * dec[i * router_dim + j];
-  for (int64_t j = 0; j < router_dim; ++j) folded[j] = static_cast<float>(sum[static_cast<size_t>(j)]);
+  for (int64_t j = 0; j < router_dim; ++j)
+    folded[j] = static_cast<float>(sum[static_cast<size_t>(j)]);
 }
 
 }  // namespace flexidepth::cpu

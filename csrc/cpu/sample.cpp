@@ -47,7 +47,8 @@ void keep_top_p(std::vector<Candidate>& candidates, float top_p) {
     if (i == sorted) {  // sort just as many as the nucleus turns out to need
       sorted = std::min(candidates.size(), std::max(kFirstSorted, sorted * 4));
       const auto first = candidates.begin() + static_cast<std::ptrdiff_t>(i);
-      std::partial_sort(first, candidates.begin() + static_cast<std::ptrdiff_t>(sorted), candidates.end(), heavier);
+      std::partial_sort(first, candidates.begin() + static_cast<std::ptrdiff_t>(sorted),
+                        candidates.end(), heavier);
     }
     if (i > 0 && before >= top_p * total) {
       candidates.resize(i);
@@ -82,7 +83,8 @@ int32_t choose(const SampleArgs& args, const Kernels& kernels, const float* logi
   if (args.min_p > 0.0f) {  // the best token weighs exp(0) = 1
     std::erase_if(candidates, [&](const Candidate& c) { return c.weight < args.min_p; });
   }
-  return draw(candidates, philox_uniform(args.seeds[row], static_cast<uint64_t>(args.positions[row])));
+  return draw(candidates,
+              philox_uniform(args.seeds[row], static_cast<uint64_t>(args.positions[row])));
 }
 
 }  // namespace
@@ -96,9 +98,10 @@ void sample(const SampleArgs& args, const Context& context) {
     check(!any_nan, ErrorKind::kValue, "sample: row ", i,
           " of the logits contains NaN; the weights or a logits processor produced it");
     const int32_t best = argmax(logits, args.vocab);
-    check(std::isfinite(logits[best]), ErrorKind::kValue, "sample: the largest logit of row ", i, " is ", logits[best],
-          "; at least one token must stay possible and finite");
-    const int32_t token = args.temperature == 0.0f ? best : choose(args, context.kernels, logits, i);
+    check(std::isfinite(logits[best]), ErrorKind::kValue, "sample: the largest logit of row ", i,
+          " is ", logits[best], "; at least one token must stay possible and finite");
+    const int32_t token =
+        args.temperature == 0.0f ? best : choose(args, context.kernels, logits, i);
     std::copy_n(logits, args.vocab, copy.begin());
     const float sum = context.kernels.exp_sum(copy.data(), logits[best], args.vocab);
     args.tokens[i] = token;

@@ -1,15 +1,18 @@
-// Sixteen float32 lanes as one value, on AVX-512, AVX2 or plain C++ (chosen by the flags of the including
-// file). Lane arithmetic and the order of every reduction are the same on all of them, so that AVX2 and
-// AVX-512 give the same bits; the plain path differs only in having no fused multiply-add.
+// Sixteen float32 lanes as one value, on AVX-512, AVX2 or plain C++ (chosen by the flags of the
+// including file). Lane arithmetic and the order of every reduction are the same on all of them, so
+// that AVX2 and AVX-512 give the same bits; the plain path differs only in having no fused
+// multiply-add.
 //
-// Include it only from kernels_*.cpp: everything here lives in an unnamed namespace, because code compiled
-// for one instruction set must never be merged by the linker with code compiled for another.
+// Include it only from kernels_*.cpp: everything here lives in an unnamed namespace, because code
+// compiled for one instruction set must never be merged by the linker with code compiled for
+// another.
 #pragma once
 
 #include <cstdint>
 
 #if defined(__AVX2__)
-// GCC 12's own headers read the "undefined" operand of masked builtins; the warning lands on every caller.
+// GCC 12's own headers read the "undefined" operand of masked builtins; the warning lands on every
+// caller.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -38,7 +41,9 @@ inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 // lane < limit ? a : b
 inline Vec select_first(int limit, Vec a, Vec b) {
-  const __mmask16 mask = limit >= kLanes ? 0xffff : limit <= 0 ? 0 : static_cast<__mmask16>((1u << limit) - 1u);
+  const __mmask16 mask = limit >= kLanes ? 0xffff
+                         : limit <= 0    ? 0
+                                         : static_cast<__mmask16>((1u << limit) - 1u);
   return {_mm512_mask_blend_ps(mask, b.v, a.v)};
 }
 // a < b ? 0 : c
@@ -49,7 +54,8 @@ inline Vec zero_where_less(Vec a, Vec b, Vec c) {
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   const __m512i raw = _mm512_loadu_si512(p);
   even.v = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
-  odd.v = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  odd.v =
+      _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 // 2^n, n = the integer that (n + 1.5 * 2^23) holds in its low mantissa bits
 inline Vec pow2_of_shifted(Vec shifted) {
@@ -91,8 +97,10 @@ inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
-  even = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
-  odd = {_mm256_castsi256_ps(_mm256_and_si256(a, mask)), _mm256_castsi256_ps(_mm256_and_si256(b, mask))};
+  even = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
+  odd = {_mm256_castsi256_ps(_mm256_and_si256(a, mask)),
+         _mm256_castsi256_ps(_mm256_and_si256(b, mask))};
 }
 inline __m256 pow2_of_shifted_half(__m256 shifted) {
   const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
@@ -186,11 +194,12 @@ inline float reduce_max(Vec a) {
   return t[0];
 }
 
-// e^x to about 1 ulp: x = n ln 2 + r, degree-6 polynomial in r, times 2^n. Below -87 it is 0, above 88.3 infinite.
+// e^x to about 1 ulp: x = n ln 2 + r, degree-6 polynomial in r, times 2^n. Below -87 it is 0,
+// above 88.3 infinite.
 inline Vec exp(Vec x) {
   const Vec low = set1(-87.0f);
   const Vec clamped = min(set1(89.0f), max(low, x));  // in this order NaN passes through
-  const Vec shift = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec shift = set1(12582912.0f);                // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = fma(clamped, set1(1.44269504088896341f), shift);
   const Vec n = sub(shifted, shift);
   Vec r = fma(n, set1(-0.693359375f), clamped);

@@ -14,7 +14,8 @@ namespace flexidepth::cpu {
 
 namespace {
 
-// Longer than the pause between two tokens (sampling, detokenising), so that decoding never pays a wake-up.
+// Longer than the pause between two tokens (sampling, detokenising), so that decoding never pays a
+// wake-up.
 constexpr auto kSpinTime = std::chrono::microseconds(500);
 constexpr int kPausesPerClockRead = 64;
 
@@ -31,7 +32,8 @@ double cgroup_quota() {
   std::string quota;
   double period = 0;
   if (v2 >> quota >> period && quota != "max" && period > 0) return std::stod(quota) / period;
-  std::ifstream v1_quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  std::ifstream v1_quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+      v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
   double limit = 0;
   if (v1_quota >> limit && v1_period >> period && limit > 0 && period > 0) return limit / period;
   return 0;
@@ -107,7 +109,8 @@ void ThreadPool::worker() {
       if (!worked && std::chrono::steady_clock::now() >= deadline) break;
     }
     if (worked) continue;
-    // Announce the sleep, then look once more: execute() stores the ticket before it reads sleepers_.
+    // Announce the sleep, then look once more: execute() stores the ticket before it reads
+    // sleepers_.
     const uint32_t seen = wake_.load();
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
     if (!claim_and_run() && !stop_.load()) wake_.wait(seen);

@@ -1,6 +1,6 @@
-// A small persistent pool for phases of a few microseconds. Threads claim chunks of a phase; the caller
-// claims too and waits only for chunks that somebody claimed, so a worker that the system has put to sleep
-// (or that shares its core with another library's spinning threads) delays nobody.
+// A small persistent pool for phases of a few microseconds. Threads claim chunks of a phase; the
+// caller claims too and waits only for chunks that somebody claimed, so a worker that the system
+// has put to sleep (or that shares its core with another library's spinning threads) delays nobody.
 #pragma once
 
 #include <atomic>
@@ -20,8 +20,9 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Runs body(begin, end) over pieces of [0, total), at most `chunks_per_thread` pieces a thread, and
-  // returns when all are done. body must not throw and must not call run() itself. One caller at a time.
+  // Runs body(begin, end) over pieces of [0, total), at most `chunks_per_thread` pieces a thread,
+  // and returns when all are done. body must not throw and must not call run() itself. One caller
+  // at a time.
   template <class Body>
   void run(int64_t total, int chunks_per_thread, const Body& body) {
     const int64_t wanted = static_cast<int64_t>(size()) * chunks_per_thread;
@@ -48,8 +49,8 @@ class ThreadPool {
   bool claim_and_run();
   void worker();
 
-  // ticket_ = phase number (32 bits) | chunks (16) | next chunk (16). A successful claim of a chunk of
-  // phase n proves that phase n is not over, so function_ and context_ belong to it.
+  // ticket_ = phase number (32 bits) | chunks (16) | next chunk (16). A successful claim of a chunk
+  // of phase n proves that phase n is not over, so function_ and context_ belong to it.
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<uint32_t> finished_{0};
   alignas(64) std::atomic<int> sleepers_{0};

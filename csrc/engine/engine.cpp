@@ -72,24 +72,28 @@ void Engine::validate(const Batch& batch) const {
         " rows in one pass; 1 to ", max_rows_, " are possible, cut the prompt into chunks");
   int64_t rows = 0;
   for (size_t i = 0; i < batch.caches.size(); ++i) {
-    check(batch.counts[i] > 0, ErrorKind::kValue, "engine: sequence ", i, " brings ", batch.counts[i],
-          " tokens; at least one is needed");
-    check(std::count(batch.caches.begin(), batch.caches.end(), batch.caches[i]) == 1, ErrorKind::kValue,
-          "engine: the cache of sequence ", i, " is listed twice; each sequence needs its own");
-    check(batch.caches[i]->fits(KvCache(shape_, 1)), ErrorKind::kShape, "engine: the cache of sequence ", i,
+    check(batch.counts[i] > 0, ErrorKind::kValue, "engine: sequence ", i, " brings ",
+          batch.counts[i], " tokens; at least one is needed");
+    check(std::count(batch.caches.begin(), batch.caches.end(), batch.caches[i]) == 1,
+          ErrorKind::kValue, "engine: the cache of sequence ", i,
+          " is listed twice; each sequence needs its own");
+    check(batch.caches[i]->fits(KvCache(shape_, 1)), ErrorKind::kShape,
+          "engine: the cache of sequence ", i,
           " belongs to a model of another shape; make it with this engine's new_cache()");
     rows += batch.counts[i];
   }
-  check(rows == batch.rows, ErrorKind::kShape, "engine: ", batch.rows, " token ids but counts add up to ", rows);
+  check(rows == batch.rows, ErrorKind::kShape, "engine: ", batch.rows,
+        " token ids but counts add up to ", rows);
   for (int64_t i = 0; i < batch.rows; ++i) {
-    check(batch.token_ids[i] >= 0 && batch.token_ids[i] < shape_.vocab_size, ErrorKind::kValue, "engine: token id ",
-          batch.token_ids[i], " at row ", i, "; the vocabulary is 0..", shape_.vocab_size - 1);
+    check(batch.token_ids[i] >= 0 && batch.token_ids[i] < shape_.vocab_size, ErrorKind::kValue,
+          "engine: token id ", batch.token_ids[i], " at row ", i, "; the vocabulary is 0..",
+          shape_.vocab_size - 1);
   }
-  check(batch.num_logits <= batch.rows, ErrorKind::kShape, "engine: ", batch.num_logits, " rows of logits asked of ",
-        batch.rows, " rows");
+  check(batch.num_logits <= batch.rows, ErrorKind::kShape, "engine: ", batch.num_logits,
+        " rows of logits asked of ", batch.rows, " rows");
   for (int64_t i = 0; i < batch.num_logits; ++i) {
-    check(batch.logits_rows[i] >= 0 && batch.logits_rows[i] < batch.rows, ErrorKind::kValue, "engine: logits row ",
-          batch.logits_rows[i], " asked of ", batch.rows, " rows");
+    check(batch.logits_rows[i] >= 0 && batch.logits_rows[i] < batch.rows, ErrorKind::kValue,
+          "engine: logits row ", batch.logits_rows[i], " asked of ", batch.rows, " rows");
   }
   const bool forced = batch.routing == Routing::kForced || batch.routing == Routing::kForcedHard;
   check(!forced || batch.mask != nullptr || shape_.num_routed() == 0, ErrorKind::kValue,
@@ -127,21 +131,24 @@ void Engine::prepare_rows(const Batch& batch) {
       scratch_->positions[row] = batch.caches[s]->length() + i;
     }
   }
-  cpu::rope_table({scratch_->positions, shape_.inv_freq.data(), scratch_->cos_sin, batch.rows, shape_.head_dim},
-                  context());
+  cpu::rope_table(
+      {scratch_->positions, shape_.inv_freq.data(), scratch_->cos_sin, batch.rows, shape_.head_dim},
+      context());
 }
 
 void Engine::embed(const Batch& batch) {
   cpu::for_rows(context(), batch.rows, shape_.hidden_size, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      cpu::unpack_row(weights_->embedding(), batch.token_ids[i], scratch_->h + i * shape_.hidden_size);
+      cpu::unpack_row(weights_->embedding(), batch.token_ids[i],
+                      scratch_->h + i * shape_.hidden_size);
   });
 }
 
 void Engine::norm(const float* weight, const float* from, int64_t rows) {
   const int64_t d = shape_.hidden_size;
-  cpu::rms_norm({{from, d, nullptr, rows}, {scratch_->x, d, nullptr, rows}, weight, d, shape_.rms_norm_eps},
-                context());
+  cpu::rms_norm(
+      {{from, d, nullptr, rows}, {scratch_->x, d, nullptr, rows}, weight, d, shape_.rms_norm_eps},
+      context());
 }
 
 // Rotates the new keys and writes keys and values of every row into the cache.
@@ -154,9 +161,9 @@ void Engine::append(const Batch& batch, int64_t layer) {
             context());
   const KvCache& first = *batch.caches[0];
   for (int64_t i = 0; i < batch.rows; ++i)
-    scratch_->layer_pages[i] =
-        page_tables_[static_cast<size_t>(scratch_->sequences[i])][scratch_->positions[i] / kPageTokens] +
-        first.layer_offset(layer);
+    scratch_->layer_pages[i] = page_tables_[static_cast<size_t>(scratch_->sequences[i])]
+                                           [scratch_->positions[i] / kPageTokens] +
+                               first.layer_offset(layer);
   cpu::kv_append({first.layout(),
                   {scratch_->k, width, nullptr, batch.rows},
                   {scratch_->v, width, nullptr, batch.rows},
@@ -166,10 +173,14 @@ void Engine::append(const Batch& batch, int64_t layer) {
 }
 
 // q is compacted: its row i belongs to row index[i] of the batch (to row i when index is null).
-void Engine::attend(const Batch& batch, int64_t layer_index, const LayerWeights& layer, int64_t rows,
-                    const int32_t* index, const int64_t* positions, const int32_t* sequences) {
+void Engine::attend(const Batch& batch, int64_t layer_index, const LayerWeights& layer,
+                    int64_t rows, const int32_t* index, const int64_t* positions,
+                    const int32_t* sequences) {
   const int64_t d = shape_.hidden_size, width = shape_.query_width(), dim = shape_.head_dim;
-  cpu::rope({{scratch_->q, width, nullptr, rows}, {scratch_->cos_sin, dim, index, rows}, shape_.num_heads, dim},
+  cpu::rope({{scratch_->q, width, nullptr, rows},
+             {scratch_->cos_sin, dim, index, rows},
+             shape_.num_heads,
+             dim},
             context());
   const KvCache& first = *batch.caches[0];
   cpu::attention({first.layout(),
@@ -196,7 +207,8 @@ void Engine::plain_layer(const Batch& batch, int64_t index, const LayerWeights& 
   LinearArgs project;
   project.x = {scratch_->x, d, nullptr, rows};
   project.num_outputs = 3;
-  project.outputs[0] = {layer.q, {scratch_->q, shape_.query_width(), nullptr, rows}, false, nullptr};
+  project.outputs[0] = {
+      layer.q, {scratch_->q, shape_.query_width(), nullptr, rows}, false, nullptr};
   project.outputs[1] = {layer.k, {scratch_->k, kv, nullptr, rows}, false, nullptr};
   project.outputs[2] = {layer.v, {scratch_->v, kv, nullptr, rows}, false, nullptr};
   cpu::linear(project, context());
@@ -232,11 +244,13 @@ int64_t Engine::route(const Batch& batch, const LayerWeights& layer) {
                     gates,
                     stride},
                    context());
-  const float* thresholds = batch.thresholds != nullptr ? batch.thresholds : shape_.thresholds.data();
+  const float* thresholds =
+      batch.thresholds != nullptr ? batch.thresholds : shape_.thresholds.data();
   const bool hard = batch.routing == Routing::kForcedHard || shape_.straight_through;
-  const int64_t run = cpu::compact({gates, stride, batch.routing == Routing::kRouter ? nullptr : batch.mask + j, routed,
-                                    thresholds[j], hard, rows, batch.ran + j, routed, scratch_->run_index,
-                                    scratch_->skip_index, scratch_->run_scale, scratch_->skip_scale});
+  const int64_t run =
+      cpu::compact({gates, stride, batch.routing == Routing::kRouter ? nullptr : batch.mask + j,
+                    routed, thresholds[j], hard, rows, batch.ran + j, routed, scratch_->run_index,
+                    scratch_->skip_index, scratch_->run_scale, scratch_->skip_scale});
   for (int64_t i = 0; i < run; ++i) {
     scratch_->run_positions[i] = scratch_->positions[scratch_->run_index[i]];
     scratch_->run_sequences[i] = scratch_->sequences[scratch_->run_index[i]];
@@ -250,7 +264,8 @@ void Engine::routed_layer(const Batch& batch, int64_t index, const LayerWeights&
   LinearArgs project;
   project.x = {scratch_->x, d, nullptr, rows};
   project.num_outputs = 3;
-  project.outputs[0] = {layer.router.enc, {scratch_->encoded, shape_.router_dim, nullptr, rows}, false, nullptr};
+  project.outputs[0] = {
+      layer.router.enc, {scratch_->encoded, shape_.router_dim, nullptr, rows}, false, nullptr};
   project.outputs[1] = {layer.k, {scratch_->k, kv, nullptr, rows}, false, nullptr};
   project.outputs[2] = {layer.v, {scratch_->v, kv, nullptr, rows}, false, nullptr};
   cpu::linear(project, context());
@@ -290,7 +305,8 @@ void Engine::routed_layer(const Batch& batch, int64_t index, const LayerWeights&
 void Engine::finish(const Batch& batch) {
   if (batch.routing == Routing::kDense) {
     const int64_t total = batch.rows * shape_.num_routed();
-    if (batch.gates != nullptr) std::fill_n(batch.gates, total, std::numeric_limits<float>::quiet_NaN());
+    if (batch.gates != nullptr)
+      std::fill_n(batch.gates, total, std::numeric_limits<float>::quiet_NaN());
     std::fill_n(batch.ran, total, uint8_t{1});
   }
   if (batch.num_logits == 0) return;

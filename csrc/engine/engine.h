@@ -1,10 +1,11 @@
-// The forward pass of a FlexiDepth model on the CPU. Decoding is a pass with one row a sequence, a prompt is
-// a pass with many rows of one sequence: the same code, the same bits.
+// The forward pass of a FlexiDepth model on the CPU. Decoding is a pass with one row a sequence, a
+// prompt is a pass with many rows of one sequence: the same code, the same bits.
 //
 // A routed layer, per token (docs/architecture.md has the maths):
 //   x = norm(h);  [router, K, V] = x W in one phase;  K, V into the cache for every token
 //   gate -> threshold -> compaction
-//   running rows: Q, attention, O, feed-forward scaled by w     skipped rows: adapter scaled by 1 - w
+//   running rows: Q, attention, O, feed-forward scaled by w     skipped rows: adapter scaled by 1 -
+//   w
 // What no row needs is not read.
 #pragma once
 
@@ -29,13 +30,14 @@ class Engine {
   const char* isa() const { return kernels_.name; }
   size_t weight_bytes() const { return weights_ == nullptr ? 0 : weights_->bytes(); }
 
-  void set_weight(const std::string& name, const void* source, DType dtype, int64_t rows, int64_t columns);
+  void set_weight(const std::string& name, const void* source, DType dtype, int64_t rows,
+                  int64_t columns);
   void finish_loading();
 
   std::unique_ptr<KvCache> new_cache(int64_t max_length) const;
 
-  // Appends the batch's tokens to their caches and computes the asked logits. On an error nothing has
-  // changed. Throws Error(kBusy) when another thread is inside, Error(kClosed) after close().
+  // Appends the batch's tokens to their caches and computes the asked logits. On an error nothing
+  // has changed. Throws Error(kBusy) when another thread is inside, Error(kClosed) after close().
   void forward(const Batch& batch);
 
   // The engine's threads and kernels for an op outside a pass (sampling).
@@ -56,8 +58,8 @@ class Engine {
   void routed_layer(const Batch& batch, int64_t index, const LayerWeights& layer);
   int64_t route(const Batch& batch, const LayerWeights& layer);
   void append(const Batch& batch, int64_t layer);
-  void attend(const Batch& batch, int64_t layer_index, const LayerWeights& layer, int64_t rows, const int32_t* index,
-              const int64_t* positions, const int32_t* sequences);
+  void attend(const Batch& batch, int64_t layer_index, const LayerWeights& layer, int64_t rows,
+              const int32_t* index, const int64_t* positions, const int32_t* sequences);
   void norm(const float* weight, const float* from, int64_t rows);
   void finish(const Batch& batch);
 

@@ -16,12 +16,14 @@ KvCache::KvCache(const ModelShape& shape, int64_t max_length)
       num_layers_(shape.num_layers),
       max_length_(max_length),
       page_bytes_(static_cast<size_t>(shape.num_layers) * layout_.layer_bytes()) {
-  check(max_length > 0, ErrorKind::kValue, "cache: max_length is ", max_length, "; it must be positive");
+  check(max_length > 0, ErrorKind::kValue, "cache: max_length is ", max_length,
+        "; it must be positive");
 }
 
 void KvCache::reserve(int64_t tokens) {
-  check(tokens <= max_length_, ErrorKind::kValue, "cache: ", tokens, " tokens do not fit, the cache holds ", length_,
-        " of at most ", max_length_, "; make it longer (max_length) or shorten the prompt");
+  check(tokens <= max_length_, ErrorKind::kValue, "cache: ", tokens,
+        " tokens do not fit, the cache holds ", length_, " of at most ", max_length_,
+        "; make it longer (max_length) or shorten the prompt");
   while (static_cast<int64_t>(pages_.size()) < pages_for(tokens)) {
     pages_.emplace_back(page_bytes_);
     table_.push_back(pages_.back().data());
@@ -37,7 +39,8 @@ void KvCache::truncate(int64_t length) {
 }
 
 bool KvCache::fits(const KvCache& other) const {
-  return layout_.dtype == other.layout_.dtype && layout_.num_kv_heads == other.layout_.num_kv_heads &&
+  return layout_.dtype == other.layout_.dtype &&
+         layout_.num_kv_heads == other.layout_.num_kv_heads &&
          layout_.head_dim == other.layout_.head_dim && num_layers_ == other.num_layers_;
 }
 
@@ -67,7 +70,9 @@ void KvCache::poison_unused() {
     const bool pairs = element == 2;
     // Element (k, lane) of a panel, see cpu/kernels.h.
     const auto offset = [&](int64_t k, int64_t lane) {
-      return static_cast<size_t>(pairs ? (k / 2 * cpu::kPanel + lane) * 2 + k % 2 : k * cpu::kPanel + lane) * element;
+      return static_cast<size_t>(pairs ? (k / 2 * cpu::kPanel + lane) * 2 + k % 2
+                                       : k * cpu::kPanel + lane) *
+             element;
     };
     for (int64_t slot = length_ - start; slot < kPageTokens; ++slot) {
       for (int64_t layer = 0; layer < num_layers_; ++layer) {
@@ -78,7 +83,8 @@ void KvCache::poison_unused() {
             std::memset(keys + offset(i, slot % cpu::kPanel), kNanByte, element);
           for (int64_t panel = 0; panel < layout_.value_panels(); ++panel)
             for (int64_t lane = 0; lane < cpu::kPanel; ++lane)
-              std::memset(base + layout_.value_offset(head, panel) + offset(slot, lane), kNanByte, element);
+              std::memset(base + layout_.value_offset(head, panel) + offset(slot, lane), kNanByte,
+                          element);
         }
       }
     }

@@ -1,5 +1,5 @@
-// Keys and values of one sequence: pages of 256 tokens, all layers of a token in the same page. Growing
-// adds pages and moves nothing.
+// Keys and values of one sequence: pages of 256 tokens, all layers of a token in the same page.
+// Growing adds pages and moves nothing.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,9 @@ class KvCache {
   int64_t max_length() const { return max_length_; }
   size_t nbytes() const { return pages_.size() * page_bytes_; }
   const KvLayout& layout() const { return layout_; }
-  size_t layer_offset(int64_t layer) const { return static_cast<size_t>(layer) * layout_.layer_bytes(); }
+  size_t layer_offset(int64_t layer) const {
+    return static_cast<size_t>(layer) * layout_.layer_bytes();
+  }
   uint8_t* const* page_table() const { return table_.data(); }
 
   // Makes room for `tokens` tokens in all. Throws Error beyond max_length or without memory;

@@ -11,7 +11,8 @@ namespace {
 
 int64_t floats_per_row(const ModelShape& s) {
   return 2 * s.hidden_size + 2 * s.query_width() + 2 * s.kv_width() + s.router_dim +
-         (s.strict_router ? s.hidden_size : 0) + std::max(s.intermediate_size, s.adapter_dim) + s.head_dim + 3;
+         (s.strict_router ? s.hidden_size : 0) + std::max(s.intermediate_size, s.adapter_dim) +
+         s.head_dim + 3;
 }
 
 constexpr size_t kIntegerBytesPerRow = 4 * sizeof(int32_t) + 2 * sizeof(int64_t) + sizeof(uint8_t*);
@@ -27,7 +28,8 @@ size_t scratch_bytes(const ModelShape& s, int64_t max_rows) {
 
 Scratch::Scratch(const ModelShape& s, int64_t max_rows) : arena(scratch_bytes(s, max_rows)) {
   const auto floats = [&](int64_t per_row) {
-    return reinterpret_cast<float*>(arena.take(static_cast<size_t>(max_rows * per_row) * sizeof(float)));
+    return reinterpret_cast<float*>(
+        arena.take(static_cast<size_t>(max_rows * per_row) * sizeof(float)));
   };
   h = floats(s.hidden_size);
   x = floats(s.hidden_size);
@@ -42,7 +44,8 @@ Scratch::Scratch(const ModelShape& s, int64_t max_rows) : arena(scratch_bytes(s,
   gates = floats(1);
   run_scale = floats(1);
   skip_scale = floats(1);
-  partials = reinterpret_cast<float*>(arena.take(cpu::attention_scratch_floats(s.head_dim) * sizeof(float)));
+  partials = reinterpret_cast<float*>(
+      arena.take(cpu::attention_scratch_floats(s.head_dim) * sizeof(float)));
   float_bytes_ = arena.used();
   const auto take = [&](auto*& pointer) {
     pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(

@@ -10,27 +10,27 @@ struct Scratch {
   Scratch(const ModelShape& shape, int64_t max_rows);
 
   Arena arena;
-  float* h;           // [rows, hidden]         residual stream
-  float* x;           // [rows, hidden]         normed input of the layer, then of its feed-forward
-  float* q;           // [rows, query_width]    running rows only, compacted
-  float* k;           // [rows, kv_width]
-  float* v;           // [rows, kv_width]
-  float* attention;   // [rows, query_width]    compacted
-  float* encoded;     // [rows, router_dim]
-  float* decoded;     // [rows, hidden]         strict router only
-  float* activation;  // [rows, max(intermediate, adapter)]
-  float* cos_sin;     // [rows, head_dim]
-  float* partials;    // attention's page partials
-  float* gates;       // [rows]                 of the current layer, when the caller wants none
-  float* run_scale;   // [rows]
-  float* skip_scale;  // [rows]
-  int32_t* run_index;       // [rows]
-  int32_t* skip_index;      // [rows]
-  int32_t* sequences;       // [rows]
-  int32_t* run_sequences;   // [rows]           compacted
-  int64_t* positions;       // [rows]
-  int64_t* run_positions;   // [rows]           compacted
-  uint8_t** layer_pages;    // [rows]           this layer's part of the row's page
+  float* h;            // [rows, hidden]         residual stream
+  float* x;            // [rows, hidden]         normed input of the layer, then of its feed-forward
+  float* q;            // [rows, query_width]    running rows only, compacted
+  float* k;            // [rows, kv_width]
+  float* v;            // [rows, kv_width]
+  float* attention;    // [rows, query_width]    compacted
+  float* encoded;      // [rows, router_dim]
+  float* decoded;      // [rows, hidden]         strict router only
+  float* activation;   // [rows, max(intermediate, adapter)]
+  float* cos_sin;      // [rows, head_dim]
+  float* partials;     // attention's page partials
+  float* gates;        // [rows]                 of the current layer, when the caller wants none
+  float* run_scale;    // [rows]
+  float* skip_scale;   // [rows]
+  int32_t* run_index;  // [rows]
+  int32_t* skip_index;     // [rows]
+  int32_t* sequences;      // [rows]
+  int32_t* run_sequences;  // [rows]           compacted
+  int64_t* positions;      // [rows]
+  int64_t* run_positions;  // [rows]           compacted
+  uint8_t** layer_pages;   // [rows]           this layer's part of the row's page
 
   // Fills every float with NaN, for tests: no result may depend on what a buffer held before.
   void poison();

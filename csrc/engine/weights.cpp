@@ -22,9 +22,11 @@ float element(const void* source, DType dtype, int64_t i) {
 
 }  // namespace
 
-Weights::Weights(const ModelShape& shape) : shape_(shape), layers_(static_cast<size_t>(shape.num_layers)) {
+Weights::Weights(const ModelShape& shape)
+    : shape_(shape), layers_(static_cast<size_t>(shape.num_layers)) {
   shape_.validate();
-  add_matrix("model.embed_tokens.weight", &embedding_, shape_.vocab_size, shape_.hidden_size, shape_.dtype);
+  add_matrix("model.embed_tokens.weight", &embedding_, shape_.vocab_size, shape_.hidden_size,
+             shape_.dtype);
   if (!shape_.tied_embeddings)
     add_matrix("lm_head.weight", &lm_head_, shape_.vocab_size, shape_.hidden_size, shape_.dtype);
   add_vector("model.norm.weight", &final_norm_, shape_.hidden_size);
@@ -35,7 +37,8 @@ Weights::Weights(const ModelShape& shape) : shape_(shape), layers_(static_cast<s
   place();
 }
 
-void Weights::add_matrix(const std::string& name, PackedMatrix* matrix, int64_t rows, int64_t columns, DType dtype) {
+void Weights::add_matrix(const std::string& name, PackedMatrix* matrix, int64_t rows,
+                         int64_t columns, DType dtype) {
   *matrix = {nullptr, dtype, rows, columns, nullptr};
   slots_[name] = {rows, columns, matrix, nullptr, dtype, false};
 }
@@ -50,7 +53,8 @@ void Weights::add_layer(int64_t index) {
   const int64_t d = shape_.hidden_size, f = shape_.intermediate_size;
   add_vector(prefix + "input_layernorm.weight", &layer.input_norm, d);
   add_vector(prefix + "post_attention_layernorm.weight", &layer.post_attention_norm, d);
-  const auto projection = [&](const char* name, PackedMatrix* matrix, int64_t rows, int64_t columns, bool bias) {
+  const auto projection = [&](const char* name, PackedMatrix* matrix, int64_t rows, int64_t columns,
+                              bool bias) {
     add_matrix(prefix + name + ".weight", matrix, rows, columns, shape_.dtype);
     if (bias) add_vector(prefix + name + ".bias", &matrix->bias, rows);
   };
@@ -85,7 +89,8 @@ void Weights::place() {
                                         : static_cast<size_t>(s.rows) * sizeof(float));
   };
   for (const auto& [name, s] : slots_) total += size(s);
-  total += shape_.routing_layers.size() * align_up(static_cast<size_t>(shape_.router_dim) * sizeof(float));
+  total += shape_.routing_layers.size() *
+           align_up(static_cast<size_t>(shape_.router_dim) * sizeof(float));
   arena_ = std::make_unique<Arena>(total);
   for (auto& [name, s] : slots_) {
     uint8_t* piece = arena_->take(size(s));
@@ -97,18 +102,19 @@ void Weights::place() {
   }
 }
 
-void Weights::set(const std::string& name, const void* source, DType dtype, int64_t rows, int64_t columns,
-                  const cpu::Context& context) {
+void Weights::set(const std::string& name, const void* source, DType dtype, int64_t rows,
+                  int64_t columns, const cpu::Context& context) {
   const auto found = slots_.find(name);
   check(found != slots_.end(), ErrorKind::kValue, "weights: unexpected tensor ", name,
         "; this configuration has no such weight");
   Slot& s = found->second;
-  check(rows == s.rows && columns == s.columns, ErrorKind::kShape, "weights: ", name, " is [", rows, ", ", columns,
-        "]; wanted [", s.rows, ", ", s.columns, "]");
+  check(rows == s.rows && columns == s.columns, ErrorKind::kShape, "weights: ", name, " is [", rows,
+        ", ", columns, "]; wanted [", s.rows, ", ", s.columns, "]");
   check(!s.filled, ErrorKind::kValue, "weights: ", name, " came twice");
   int64_t bad = 0;
   if (s.matrix != nullptr) {
-    bad = cpu::pack({source, dtype, rows, columns, const_cast<uint8_t*>(s.matrix->data), s.dtype}, context);
+    bad = cpu::pack({source, dtype, rows, columns, const_cast<uint8_t*>(s.matrix->data), s.dtype},
+                    context);
   } else {
     auto* out = const_cast<float*>(*s.vector);
     for (int64_t i = 0; i < rows; ++i) {
@@ -137,7 +143,8 @@ void Weights::finish() {
     if (shape_.strict_router) continue;
     for (int64_t i = 0; i < shape_.hidden_size; ++i)
       cpu::unpack_row(layer.router.dec, i, dec.data() + i * shape_.router_dim);
-    auto* folded = reinterpret_cast<float*>(arena_->take(static_cast<size_t>(shape_.router_dim) * sizeof(float)));
+    auto* folded = reinterpret_cast<float*>(
+        arena_->take(static_cast<size_t>(shape_.router_dim) * sizeof(float)));
     cpu::fold_router(dec.data(), layer.router.head, shape_.hidden_size, shape_.router_dim, folded);
     layer.router.folded = folded;
   }

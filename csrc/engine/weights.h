@@ -37,9 +37,9 @@ class Weights {
  public:
   explicit Weights(const ModelShape& shape);
 
-  // The tensor `name` (canonical names, docs/architecture.md), row-major [rows, columns]; vectors have
-  // rows = length, columns = 1. Throws Error on an unknown or repeated name, a wrong shape or values that are
-  // not finite.
+  // The tensor `name` (canonical names, docs/architecture.md), row-major [rows, columns]; vectors
+  // have rows = length, columns = 1. Throws Error on an unknown or repeated name, a wrong shape or
+  // values that are not finite.
   void set(const std::string& name, const void* source, DType dtype, int64_t rows, int64_t columns,
            const cpu::Context& context);
 
@@ -62,7 +62,8 @@ class Weights {
     bool filled = false;
   };
 
-  void add_matrix(const std::string& name, PackedMatrix* matrix, int64_t rows, int64_t columns, DType dtype);
+  void add_matrix(const std::string& name, PackedMatrix* matrix, int64_t rows, int64_t columns,
+                  DType dtype);
   void add_vector(const std::string& name, const float** vector, int64_t length);
   void add_layer(int64_t index);
   void add_routing(const std::string& prefix, LayerWeights& layer);

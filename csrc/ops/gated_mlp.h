@@ -1,6 +1,6 @@
 // SwiGLU with a weighted residual: h[i] += scale[i] * W_down( silu(W_gate y[i]) * W_up y[i] ).
-// The feed-forward of running tokens and the adapter of skipped tokens are this same map with their own
-// weights and scales (w and 1 - w).
+// The feed-forward of running tokens and the adapter of skipped tokens are this same map with their
+// own weights and scales (w and 1 - w).
 #pragma once
 
 #include "ops/rows.h"

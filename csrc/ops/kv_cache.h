@@ -1,7 +1,7 @@
 // Keys and values of every token, run or skipped, in pages of 256 tokens.
 // In a page, for each layer, keys are panels of 16 tokens over head_dim and values are panels of 16
-// dimensions over the page's tokens (panel layout of cpu/kernels.h), so that both products of attention are
-// the same inner loop as a linear layer:
+// dimensions over the page's tokens (panel layout of cpu/kernels.h), so that both products of
+// attention are the same inner loop as a linear layer:
 //   K  [kv_head][16 token blocks] panels of k = head_dim
 //   V  [kv_head][ceil(head_dim / 16)] panels of k = 256
 #pragma once
@@ -28,10 +28,10 @@ struct KvLayout {
 
 struct KvAppendArgs {
   KvLayout layout;
-  Rows k;                         // [rows, num_kv_heads * head_dim], rotated
-  Rows v;                         // [rows, num_kv_heads * head_dim]
-  uint8_t* const* layer_pages;    // [rows]: this layer's part of the page that the row goes to
-  const int64_t* positions;       // [rows]: the slot is position % 256
+  Rows k;                       // [rows, num_kv_heads * head_dim], rotated
+  Rows v;                       // [rows, num_kv_heads * head_dim]
+  uint8_t* const* layer_pages;  // [rows]: this layer's part of the page that the row goes to
+  const int64_t* positions;     // [rows]: the slot is position % 256
 };
 
 namespace cpu {

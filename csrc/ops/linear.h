@@ -1,7 +1,8 @@
 // y = x W^T + bias for up to three matrices that share their input, in one phase.
 //   store:       y[i, j]  = sum_k x[i, k] W[j, k] + b[j]
 //   accumulate:  y[i, j] += scale[i] * (sum_k x[i, k] W[j, k] + b[j])
-// float32 accumulation in an order that depends on k alone (see PanelDot), whatever the rows or threads.
+// float32 accumulation in an order that depends on k alone (see PanelDot), whatever the rows or
+// threads.
 #pragma once
 
 #include "ops/rows.h"
@@ -10,7 +11,7 @@ namespace flexidepth {
 
 struct LinearOutput {
   PackedMatrix weight;
-  MutableRows y;                 // count = rows of x
+  MutableRows y;  // count = rows of x
   bool accumulate = false;
   const float* scale = nullptr;  // [rows], accumulate only; null = 1
 };

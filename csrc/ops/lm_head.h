@@ -6,12 +6,12 @@
 namespace flexidepth {
 
 struct LmHeadArgs {
-  Rows h;                // [rows, d] residual stream after the last layer
-  const float* norm;     // [d] final RMSNorm
+  Rows h;             // [rows, d] residual stream after the last layer
+  const float* norm;  // [d] final RMSNorm
   float eps;
-  PackedMatrix weight;   // [vocab, d]
-  float* normed;         // scratch [rows, d]
-  float* logits;         // [rows, vocab]
+  PackedMatrix weight;  // [vocab, d]
+  float* normed;        // scratch [rows, d]
+  float* logits;        // [rows, vocab]
 };
 
 namespace cpu {

@@ -1,4 +1,5 @@
-// Rotary position embedding, half-split as in Llama: with a = x[i], b = x[i + head_dim / 2] of a head,
+// Rotary position embedding, half-split as in Llama: with a = x[i], b = x[i + head_dim / 2] of a
+// head,
 //   a' = a cos - b sin,  b' = b cos + a sin,  angle = position * inv_freq[i].
 // Scaled variants (llama3, linear) differ in inv_freq alone, which the caller computes.
 #pragma once
@@ -16,8 +17,8 @@ struct RopeTableArgs {
 };
 
 struct RopeArgs {
-  MutableRows x;   // [rows, num_heads * head_dim], rotated in place
-  Rows cos_sin;    // [rows, head_dim] from rope_table
+  MutableRows x;  // [rows, num_heads * head_dim], rotated in place
+  Rows cos_sin;   // [rows, head_dim] from rope_table
   int64_t num_heads;
   int64_t head_dim;
 };

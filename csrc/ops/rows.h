@@ -1,4 +1,5 @@
-// Views that every op shares: a set of rows in a float32 matrix, and a weight matrix in panel layout.
+// Views that every op shares: a set of rows in a float32 matrix, and a weight matrix in panel
+// layout.
 #pragma once
 
 #include <cstddef>
@@ -12,12 +13,13 @@ namespace cpu {
 struct Context;  // cpu/context.h: the thread pool and the kernels of this processor
 }
 
-// Rows of a float32 matrix, all of them or the listed ones: row i = base + (index ? index[i] : i) * stride.
+// Rows of a float32 matrix, all of them or the listed ones: row i = base + (index ? index[i] : i) *
+// stride.
 template <class Float>
 struct RowView {
   Float* base = nullptr;
-  int64_t stride = 0;                // floats from row to row
-  const int32_t* index = nullptr;    // [count], or null for rows 0, 1, 2, ...
+  int64_t stride = 0;              // floats from row to row
+  const int32_t* index = nullptr;  // [count], or null for rows 0, 1, 2, ...
   int64_t count = 0;
 
   Float* row(int64_t i) const { return base + (index != nullptr ? index[i] : i) * stride; }

@@ -44,7 +44,9 @@ def base_config_of(config: FlexiDepthConfig) -> Any:
     window = config.sliding_window
     if config.base_model_type == "mistral":
         return MistralConfig(**common, sliding_window=window)
-    return Qwen2Config(**common, use_sliding_window=window is not None, sliding_window=window, max_window_layers=0)
+    return Qwen2Config(
+        **common, use_sliding_window=window is not None, sliding_window=window, max_window_layers=0
+    )
 
 
 def base_model_of(config: FlexiDepthConfig, tensors: Iterable[tuple[str, Tensor]]) -> Any:
@@ -65,6 +67,12 @@ def base_state(model: Any) -> dict[str, Tensor]:
     """Canonical tensors of a transformers Llama, Qwen2 or Mistral causal LM."""
     kind = getattr(model.config, "model_type", type(model).__name__)
     if not hasattr(model, "lm_head"):
-        raise UnsupportedError(f"base model {kind!r} ({type(model).__name__}) has no LM head; pass a ...ForCausalLM")
+        raise UnsupportedError(
+            f"base model {kind!r} ({type(model).__name__}) has no LM head; pass a ...ForCausalLM"
+        )
     state: dict[str, Tensor] = model.state_dict()
-    return {k: v for k, v in state.items() if not (k == "lm_head.weight" and model.config.tie_word_embeddings)}
+    return {
+        k: v
+        for k, v in state.items()
+        if not (k == "lm_head.weight" and model.config.tie_word_embeddings)
+    }

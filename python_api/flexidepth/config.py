@@ -48,7 +48,7 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "flexidepth"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (transformers' own form)
 
     def __init__(
         self,
@@ -107,7 +107,11 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
         self.rms_norm_eps = rms_norm_eps
-        self.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0, **(rope_parameters or {})}
+        self.rope_parameters = {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            **(rope_parameters or {}),
+        }
         self.attention_bias = attention_bias
         self.qkv_bias = qkv_bias
         self.mlp_bias = mlp_bias
@@ -156,10 +160,14 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
                 "the first must be a multiple of the second"
             )
         if self.head_dim % 2:
-            raise ValueOutOfRangeError(f"config: head_dim is {self.head_dim}; rotary embedding needs an even one")
+            raise ValueOutOfRangeError(
+                f"config: head_dim is {self.head_dim}; rotary embedding needs an even one"
+            )
         kind = self.rope_parameters["rope_type"]
         if kind not in _ROPE_KEYS:
-            raise UnsupportedError(f"config: rope type {kind!r} is not implemented; {', '.join(_ROPE_KEYS)} are")
+            raise UnsupportedError(
+                f"config: rope type {kind!r} is not implemented; {', '.join(_ROPE_KEYS)} are"
+            )
         missing = [key for key in _ROPE_KEYS[kind] if key not in self.rope_parameters]
         if missing:
             raise ValueOutOfRangeError(f"config: rope type {kind!r} lacks {', '.join(missing)}")
@@ -228,11 +236,14 @@ def check_thresholds(thresholds: Sequence[float], num_routed: int) -> None:
     """Raise ValueOutOfRangeError unless there is one threshold in [0, 1] for each routed layer."""
     if len(thresholds) != num_routed:
         raise ValueOutOfRangeError(
-            f"thresholds: {len(thresholds)} values; this model routes {num_routed} layers, give one value or {num_routed}"
+            f"thresholds: {len(thresholds)} values; this model routes {num_routed} layers, "
+            f"give one value or {num_routed}"
         )
     for i, tau in enumerate(thresholds):
         if not (math.isfinite(tau) and 0.0 <= tau <= 1.0):
-            raise ValueOutOfRangeError(f"thresholds: value {i} is {tau}; a threshold lies in [0, 1]")
+            raise ValueOutOfRangeError(
+                f"thresholds: value {i} is {tau}; a threshold lies in [0, 1]"
+            )
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...], error: type[Exception]) -> None:
@@ -247,7 +258,10 @@ def _rope_of(base: PretrainedConfig) -> dict[str, Any]:
     """rope_parameters from transformers 5's field of that name or from 4's rope_theta and rope_scaling."""
     parameters = dict(getattr(base, "rope_parameters", None) or {})
     if not parameters:
-        parameters = {"rope_theta": getattr(base, "rope_theta", 10000.0), **(getattr(base, "rope_scaling", None) or {})}
+        parameters = {
+            "rope_theta": getattr(base, "rope_theta", 10000.0),
+            **(getattr(base, "rope_scaling", None) or {}),
+        }
     if "type" in parameters:
         parameters["rope_type"] = parameters.pop("type")
     if float(parameters.pop("partial_rotary_factor", 1.0)) != 1.0:
@@ -261,5 +275,7 @@ def _sliding_window_of(base: PretrainedConfig) -> int | None:
         return None
     kinds = set(getattr(base, "layer_types", None) or ())
     if len(kinds) > 1:
-        raise UnsupportedError("config: sliding-window attention in some layers only is not implemented")
+        raise UnsupportedError(
+            "config: sliding-window attention in some layers only is not implemented"
+        )
     return int(window)

@@ -33,7 +33,9 @@ def routing_shapes(config: FlexiDepthConfig, layer: int) -> dict[str, tuple[int,
     return shapes
 
 
-def initial_tensor(name: str, shape: tuple[int, ...], config: FlexiDepthConfig, seed: int) -> Tensor:
+def initial_tensor(
+    name: str, shape: tuple[int, ...], config: FlexiDepthConfig, seed: int
+) -> Tensor:
     """float32 start of one router or adapter tensor.
 
     Norm weights are 1, biases 0. Matrices are normal with standard deviation 1 / sqrt(inputs), which keeps
@@ -46,7 +48,11 @@ def initial_tensor(name: str, shape: tuple[int, ...], config: FlexiDepthConfig, 
         return torch.zeros(shape)
     # One 32-bit number out of both: torch's CPU generator takes no more than the low 32 bits of a seed.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-    std = config.initializer_range / 10 if name.endswith("adapter.down_proj.weight") else shape[-1] ** -0.5
+    std = (
+        config.initializer_range / 10
+        if name.endswith("adapter.down_proj.weight")
+        else shape[-1] ** -0.5
+    )
     return torch.randn(shape, generator=generator) * std
 
 

@@ -61,7 +61,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         gate, up, down = self.gate_proj, self.up_proj, self.down_proj
-        return reference.gated_mlp(y, gate.weight, up.weight, down.weight, (gate.bias, up.bias, down.bias))
+        return reference.gated_mlp(
+            y, gate.weight, up.weight, down.weight, (gate.bias, up.bias, down.bias)
+        )
 
 
 class Attention(nn.Module):
@@ -99,13 +101,20 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=step.mask[:, None])
         return self.o_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def selected(self, x: Tensor, run: Tensor, keys: Tensor, values: Tensor, step: StepInputs) -> Tensor:
+    def selected(
+        self, x: Tensor, run: Tensor, keys: Tensor, values: Tensor, step: StepInputs
+    ) -> Tensor:
         """Attention output [running, d] of the tokens where run [batch, tokens] is true, and of no others."""
         outputs = []
         for b in range(x.shape[0]):
             rows = run[b].nonzero().flatten()
             if len(rows):
-                own = StepInputs(step.cos[b : b + 1, rows], step.sin[b : b + 1, rows], step.mask[b : b + 1, rows], None)
+                own = StepInputs(
+                    step.cos[b : b + 1, rows],
+                    step.sin[b : b + 1, rows],
+                    step.mask[b : b + 1, rows],
+                    None,
+                )
                 outputs.append(self(x[b : b + 1, rows], keys[b : b + 1], values[b : b + 1], own)[0])
         return torch.cat(outputs) if outputs else x.new_empty(0, x.shape[-1])
 
@@ -165,7 +174,14 @@ class DecoderLayer(nn.Module):
         return self._one_path(h, x, keys, values, step, gates, run, decision), gates, run
 
     def _both_paths(
-        self, h: Tensor, x: Tensor, keys: Tensor, values: Tensor, step: StepInputs, gates: Tensor, run: Tensor,
+        self,
+        h: Tensor,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        step: StepInputs,
+        gates: Tensor,
+        run: Tensor,
         decision: Decision,
     ) -> Tensor:
         """Everything computed for every token, combined by the gate: what training differentiates."""
@@ -179,14 +195,25 @@ class DecoderLayer(nn.Module):
             fed, adapted = reference.gate_scales(gates, run, unit=decision.unit)
         h = h + attended[..., None].to(h.dtype) * self.self_attn(x, keys, values, step)
         y = self.post_attention_layernorm(h)
-        return h + fed[..., None].to(h.dtype) * self.mlp(y) + adapted[..., None].to(h.dtype) * self.adapter(y)
+        out: Tensor = h + fed[..., None].to(h.dtype) * self.mlp(y)
+        out = out + adapted[..., None].to(h.dtype) * self.adapter(y)
+        return out
 
     def _one_path(
-        self, h: Tensor, x: Tensor, keys: Tensor, values: Tensor, step: StepInputs, gates: Tensor, run: Tensor,
+        self,
+        h: Tensor,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        step: StepInputs,
+        gates: Tensor,
+        run: Tensor,
         decision: Decision,
     ) -> Tensor:
         """Each token through its own path alone."""
-        fed, adapted = reference.gate_scales(gates, run, unit=decision.unit or self.straight_through)
+        fed, adapted = reference.gate_scales(
+            gates, run, unit=decision.unit or self.straight_through
+        )
         h = h.clone()
         if bool(run.any()):
             h[run] += self.self_attn.selected(x, run, keys, values, step)

@@ -64,7 +64,13 @@ class FlexiDepth:
     """
 
     def __init__(
-        self, engine: Any, config: FlexiDepthConfig, tokenizer: Any | None, *, routers_trained: bool, source: str,
+        self,
+        engine: Any,
+        config: FlexiDepthConfig,
+        tokenizer: Any | None,
+        *,
+        routers_trained: bool,
+        source: str,
         max_length: int | None = None,
     ) -> None:
         self.engine = engine
@@ -72,7 +78,9 @@ class FlexiDepth:
         self.tokenizer = tokenizer
         self.routers_trained = routers_trained
         self.source = source
-        self.max_length = min(max_length or config.max_position_embeddings, config.max_position_embeddings)
+        self.max_length = min(
+            max_length or config.max_position_embeddings, config.max_position_embeddings
+        )
         self._lock = threading.Lock()
 
     @classmethod
@@ -115,13 +123,19 @@ class FlexiDepth:
         wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if wanted not in (torch.bfloat16, torch.float32):
             raise UnsupportedError(f"dtype {dtype!r}: the CPU engine takes {', '.join(_DTYPES)}")
-        checkpoint = open_checkpoint(model, routing=routing, seed=seed, prefer_hub=prefer_hub, notify=notify)
+        checkpoint = open_checkpoint(
+            model, routing=routing, seed=seed, prefer_hub=prefer_hub, notify=notify
+        )
         _check_memory(checkpoint.nbytes_estimate(wanted))
         tensors = checkpoint.tensors()
         if progress is not None:
             tensors = _with_progress(tensors, checkpoint.config, progress)
         engine = Engine(
-            checkpoint.config, tensors, dtype=wanted, num_threads=num_threads, strict_router=strict_router
+            checkpoint.config,
+            tensors,
+            dtype=wanted,
+            num_threads=num_threads,
+            strict_router=strict_router,
         )
         return cls(
             engine,
@@ -189,7 +203,9 @@ class FlexiDepth:
         """
         params = make_params(arguments)
         if is_batch(prompt) or params.num_return_sequences != 1:
-            raise ValueOutOfRangeError("stream: one prompt and one answer at a time; use generate for batches")
+            raise ValueOutOfRangeError(
+                "stream: one prompt and one answer at a time; use generate for batches"
+            )
         with self._exclusive():
             routing, thresholds = self._routing(force_routing, skip_threshold, routing_seed, params)
             (answer,) = self._answers([prompt], params, routing, cache)
@@ -226,7 +242,9 @@ class FlexiDepth:
             for text in list(texts) if batch else [texts]:
                 ids = to_ids(text, self.tokenizer, self.config.vocab_size)  # type: ignore[arg-type]
                 if not 2 <= len(ids) <= self.max_length:
-                    raise ValueOutOfRangeError(f"score: {len(ids)} tokens; wanted 2 to {self.max_length}")
+                    raise ValueOutOfRangeError(
+                        f"score: {len(ids)} tokens; wanted 2 to {self.max_length}"
+                    )
                 scores.append(score_ids(self.engine, ids, routing, thresholds))
         return scores if batch else scores[0]
 
@@ -275,7 +293,9 @@ class FlexiDepth:
         if value is None:
             return None
         num = self.config.num_routed_layers
-        values = [float(value)] * num if isinstance(value, (int, float)) else [float(v) for v in value]
+        values = (
+            [float(value)] * num if isinstance(value, (int, float)) else [float(v) for v in value]
+        )
         check_thresholds(values, num)
         return torch.tensor(values, dtype=torch.float32)
 
@@ -294,16 +314,24 @@ class FlexiDepth:
         return routing, thresholds
 
     def _answers(
-        self, prompts: Sequence[Any], params: GenerationParams, routing: ForcedRouting, cache: PromptCache | None
+        self,
+        prompts: Sequence[Any],
+        params: GenerationParams,
+        routing: ForcedRouting,
+        cache: PromptCache | None,
     ) -> list[Answer]:
         if cache is not None and len(prompts) * params.num_return_sequences > 1:
-            raise ValueOutOfRangeError("generate: a cache holds one sequence; give one prompt and one answer with it")
+            raise ValueOutOfRangeError(
+                "generate: a cache holds one sequence; give one prompt and one answer with it"
+            )
         eos = params.eos_token_id if params.eos_token_id is not None else self.config.eos_token_id
         stops = frozenset([eos] if isinstance(eos, int) else (eos or ()))
         answers = []
         for prompt in prompts:
             ids = to_ids(prompt, self.tokenizer, self.config.vocab_size)
-            limit = min(self.max_length, cache.kv.max_length) if cache is not None else self.max_length
+            limit = (
+                min(self.max_length, cache.kv.max_length) if cache is not None else self.max_length
+            )
             # The last token is chosen, not computed, so it needs no place in the cache.
             if len(ids) + params.max_new_tokens - 1 > limit:
                 raise ValueOutOfRangeError(
@@ -312,7 +340,9 @@ class FlexiDepth:
                 )
             twin: Answer | None = None
             for which in range(params.num_return_sequences):
-                own = cache or PromptCache(self.engine.new_cache(len(ids) + params.max_new_tokens - 1))
+                own = cache or PromptCache(
+                    self.engine.new_cache(len(ids) + params.max_new_tokens - 1)
+                )
                 kept = own.keep_prefix(ids, routing.key)
                 stream = TextStream(self.tokenizer, params.stop_strings, params.skip_special_tokens)
                 seed = sequence_seed(params.seed or 0, which)
@@ -338,8 +368,9 @@ def _check_device(device: str) -> None:
     kind = device.split(":")[0]
     if kind == "cuda":
         raise UnsupportedError(
-            "device 'cuda': this build has no CUDA engine; use device='cpu', or rebuild a version that has CUDA kernels "
-            "with FLEXIDEPTH_CUDA=ON pip install --no-build-isolation --force-reinstall --no-deps flexidepth"
+            "device 'cuda': this build has no CUDA engine; use device='cpu', or rebuild a version that "
+            "has CUDA kernels with `FLEXIDEPTH_CUDA=ON pip install --no-build-isolation --no-deps "
+            "--force-reinstall flexidepth`"
         )
     if kind not in ("auto", "cpu"):
         raise ValueOutOfRangeError(f"device {device!r}: wanted 'auto', 'cpu' or 'cuda'")
@@ -355,7 +386,9 @@ def _check_memory(weights: int) -> None:
 
 
 def _with_progress(
-    tensors: Iterator[tuple[str, Tensor]], config: FlexiDepthConfig, progress: Callable[[int, int], None]
+    tensors: Iterator[tuple[str, Tensor]],
+    config: FlexiDepthConfig,
+    progress: Callable[[int, int], None],
 ) -> Iterator[tuple[str, Tensor]]:
     from .checkpoints.checkpoint import expected_shapes
 

@@ -27,12 +27,20 @@ class Metrics:
     @property
     def prefill_tps(self) -> float:
         """Prompt tokens computed (not cached) per second."""
-        return (self.prompt_tokens - self.cached_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
+        return (
+            (self.prompt_tokens - self.cached_tokens) / self.prefill_s
+            if self.prefill_s > 0
+            else 0.0
+        )
 
     @property
     def decode_tps(self) -> float:
         """Tokens after the first per second."""
-        return (self.new_tokens - 1) / self.decode_s if self.decode_s > 0 and self.new_tokens > 1 else 0.0
+        return (
+            (self.new_tokens - 1) / self.decode_s
+            if self.decode_s > 0 and self.new_tokens > 1
+            else 0.0
+        )
 
     def to_dict(self) -> dict[str, float]:
         """All figures, rates included, as plain numbers."""

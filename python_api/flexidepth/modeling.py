@@ -51,7 +51,7 @@ class FlexiDepthPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     config_class = FlexiDepthConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DecoderLayer"]
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012  (transformers' own form)
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -76,7 +76,9 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
     def __init__(self, config: FlexiDepthConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
@@ -84,7 +86,7 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
 
     def forward(
@@ -112,7 +114,9 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             raise ValueError("forward: give either input_ids or inputs_embeds")
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, tokens = h.shape[:2]
-        if isinstance(attention_mask, dict):  # one mask per kind of layer; all of ours are of one kind
+        if isinstance(
+            attention_mask, dict
+        ):  # one mask per kind of layer; all of ours are of one kind
             attention_mask = next(iter(attention_mask.values()))
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None:
@@ -125,7 +129,9 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
         mask = self._mask(attention_mask, batch, past, tokens, h.device)
         step = StepInputs(cos, sin, mask, past_key_values)
         decisions = self._decisions(force_routing, position_ids.expand(batch, -1))
-        thresholds = torch.tensor(self.config.router_thresholds, dtype=torch.float32, device=h.device)
+        thresholds = torch.tensor(
+            self.config.router_thresholds, dtype=torch.float32, device=h.device
+        )
         hidden: list[Tensor] = []
         gates: list[Tensor] = []
         runs: list[Tensor] = []
@@ -133,7 +139,12 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             if output_hidden_states:
                 hidden.append(h)
             routed = len(gates)
-            arguments = (h, step, thresholds[routed] if layer.routed else thresholds, decisions(routed))
+            arguments = (
+                h,
+                step,
+                thresholds[routed] if layer.routed else thresholds,
+                decisions(routed),
+            )
             if self.gradient_checkpointing and self.training:
                 h, gate, run = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
@@ -153,17 +164,26 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
         )
 
     def _mask(
-        self, attention_mask: Tensor | None, batch: int, past: int, tokens: int, device: torch.device
+        self,
+        attention_mask: Tensor | None,
+        batch: int,
+        past: int,
+        tokens: int,
+        device: torch.device,
     ) -> Tensor:
         """Boolean [batch, tokens, keys]: causal by cache slot, without padding; a token always sees itself."""
         keys = past + tokens
         slots = torch.arange(keys, device=device)
         own = torch.arange(past, past + tokens, device=device)
-        allowed = reference.attention_mask(own, slots, self.config.sliding_window).expand(batch, -1, -1)
+        allowed = reference.attention_mask(own, slots, self.config.sliding_window).expand(
+            batch, -1, -1
+        )
         if attention_mask is None:
             return allowed
         if attention_mask.dim() == 2:
-            visible = F.pad(attention_mask.bool(), (0, max(0, keys - attention_mask.shape[1])))[:, None, :keys]
+            visible = F.pad(attention_mask.bool(), (0, max(0, keys - attention_mask.shape[1])))[
+                :, None, :keys
+            ]
         else:  # [batch, 1, tokens, keys], boolean or 0 / -inf: what generate() makes for a static cache
             full = attention_mask[:, 0, :, :keys]
             visible = full if full.dtype == torch.bool else full >= 0
@@ -171,7 +191,9 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
 
     def _decisions(self, force: ForceRouting | ForcedRouting, positions: Tensor) -> Any:
         """A function from the number of a routed layer to its Decision."""
-        forced = force if isinstance(force, ForcedRouting) else resolve_force_routing(force, self.config)
+        forced = (
+            force if isinstance(force, ForcedRouting) else resolve_force_routing(force, self.config)
+        )
         if forced.mode == "router":
             return lambda _: Decision()
         if forced.mode == "dense":
@@ -208,13 +230,18 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
             routing: routing arguments of FlexiDepthConfig.
         """
         config = FlexiDepthConfig.from_base(base.config, **routing)
-        model = cls(config).to(base.dtype)
+        model: FlexiDepthForCausalLM = cls(config).to(base.dtype)
         state = base_state(base) | dict(initial_routing(config, seed))
         missing, unexpected = model.load_state_dict(state, strict=False)
-        missing = [name for name in missing if not (name == "lm_head.weight" and config.tie_word_embeddings)]
+        missing = [
+            name
+            for name in missing
+            if not (name == "lm_head.weight" and config.tie_word_embeddings)
+        ]
         assert not missing and not unexpected, (missing, unexpected)
         model.tie_weights()
-        return model.eval()
+        model.eval()
+        return model
 
     def freeze_base(self) -> None:
         """Leave only routers and adapters trainable, as the method trains."""
@@ -224,7 +251,7 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
@@ -262,7 +289,11 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
             output_hidden_states=output_hidden_states,
             force_routing=force_routing,
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        keep = (
+            slice(-logits_to_keep, None)
+            if isinstance(logits_to_keep, int) and logits_to_keep
+            else slice(None)
+        )
         if isinstance(logits_to_keep, Tensor):
             logits = self.lm_head(out.last_hidden_state[:, logits_to_keep])
         else:
@@ -285,7 +316,8 @@ def _next_token_loss(logits: Tensor, labels: Tensor, num_items: Any | None) -> T
     targets = labels[:, 1:].flatten().to(flat.device)
     if num_items is None:
         return F.cross_entropy(flat, targets, ignore_index=-100)
-    return F.cross_entropy(flat, targets, ignore_index=-100, reduction="sum") / num_items
+    total: Tensor = F.cross_entropy(flat, targets, ignore_index=-100, reduction="sum") / num_items
+    return total
 
 
 def _positions(

@@ -1,129 +1,169 @@
-"""Pictures: which layers a text used, and speed against layers skipped. Needs matplotlib (flexidepth[plot])."""
+"""Which layers a text used, and speed against layers skipped, as matplotlib figures.
+
+Needs matplotlib (pip install flexidepth[plot]), no display.
+"""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from .errors import FlexiDepthError, ValueOutOfRangeError
+from .errors import CheckpointError, FlexiDepthError, ValueOutOfRangeError
 from .routing import RoutingReport
 
 _FORMATS = (".png", ".svg")
 _MAX_TOKENS = 120
+_MAX_INCHES = 200.0  # an image holds at most 2^16 points a side
+_DPI = 150
+_DARK = "#d95f02"
 
 
 def _figure(
     width: float, height: float, rows: int = 1, ratios: list[float] | None = None
 ) -> tuple[Any, Any]:
     try:
-        import matplotlib
+        # A Figure of its own, without pyplot, needs no display and leaves the caller's alone.
+        from matplotlib.figure import Figure
     except ImportError:
         raise FlexiDepthError(
-            "plot: matplotlib is not installed; pip install 'flexidepth[plot]'"
+            "plot: matplotlib is not installed; pip install flexidepth[plot]"
         ) from None
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, 1, gridspec_kw={"height_ratios": ratios} if ratios else None)
-    return figure, axes
+    figure = Figure(figsize=(min(width, _MAX_INCHES), height), layout="constrained")
+    return figure, figure.subplots(
+        rows, 1, gridspec_kw={"height_ratios": ratios} if ratios else None
+    )
 
 
 def routing_figure(report: RoutingReport, max_tokens: int = _MAX_TOKENS) -> Any:
     """Token x layer heat map, layers used per token below it, skip rate per layer in the row labels.
 
-    Shows the last `max_tokens` tokens; the rest of the prompt is left out.
+    Shows the last `max_tokens` tokens; a black line stands between prompt and answer. Skip rates are
+    those of the whole report.
+
+    Raises:
+        ValueOutOfRangeError: a report without tokens, max_tokens below 1.
+        CheckpointError: a report whose parts do not fit together.
     """
+    if max_tokens < 1:
+        raise ValueOutOfRangeError(f"plot: max_tokens is {max_tokens}; wanted 1 or more")
     start = max(0, len(report.tokens) - max_tokens)
-    tokens, used = report.tokens[start:], report.layers_used[start:]
-    if not tokens:
-        raise ValueOutOfRangeError("plot: the routing report holds no tokens")
+    tokens = report.tokens[start:]
+    if not tokens or not report.routing_layers:
+        raise ValueOutOfRangeError(
+            f"plot: the routing report holds {len(tokens)} tokens and {len(report.routing_layers)} "
+            "routed layers; wanted one or more of each"
+        )
+    if len(report.tokens) != len(report.ran):
+        raise CheckpointError(
+            f"plot: the routing report has {len(report.tokens)} tokens and {len(report.ran)} rows of "
+            "decisions; wanted as many"
+        )
     skip_rate = report.skip_rate
-    figure, (top, bottom) = _figure(
-        max(6.0, 0.16 * len(tokens) + 2.5), 0.24 * len(skip_rate) + 4, 2, [3, 1]
-    )
-    top.imshow(
-        report.ran[start:].T.numpy(),
-        aspect="auto",
-        cmap="Oranges",
-        vmin=0,
-        vmax=1.4,
-        interpolation="nearest",
-    )
-    top.set_yticks(
-        range(len(skip_rate)),
-        [f"{layer}  ({rate:.0%} skip)" for layer, rate in skip_rate.items()],
-        fontsize=7,
-    )
-    top.set_xticks([])
-    top.set_ylabel("routed layer")
-    top.set_title(
-        f"layers run (dark) by token, mean {report.mean_layers_used:.1f} of {report.num_layers}"
-    )
+    width, height = max(6.0, 0.16 * len(tokens) + 2.5), 0.24 * len(skip_rate) + 4
+    figure, (top, bottom) = _figure(width, height, 2, [3, 1])
+    _draw_decisions(top, report, start, skip_rate)
+    _draw_layers_used(bottom, report, start)
     border = report.prompt_length - start
     for axis in (top, bottom):
         if 0 < border < len(tokens):
             axis.axvline(border - 0.5, color="black", linewidth=1)
-    bottom.bar(range(len(tokens)), used, color="#d95f02", width=0.9)
-    bottom.set_xlim(-0.5, len(tokens) - 0.5)
-    bottom.set_ylim(max(0, min(used) - 1), report.num_layers)
-    bottom.set_ylabel("layers used")
-    labels = [t.replace("\n", "\\n").replace("$", r"\$") for t in tokens]
-    bottom.set_xticks(range(len(tokens)), labels, rotation=90, fontsize=7)
     return figure
+
+
+def _draw_decisions(
+    axis: Any, report: RoutingReport, start: int, skip_rate: dict[int, float]
+) -> None:
+    decisions = report.ran[start:].T.numpy()
+    # The scale ends beyond 1 so that text over a run cell stays legible in every palette.
+    axis.imshow(decisions, aspect="auto", cmap="Oranges", vmin=0, vmax=1.4, interpolation="nearest")
+    labels = [f"{layer}  ({rate:.0%} skip)" for layer, rate in skip_rate.items()]
+    axis.set_yticks(range(len(labels)), labels, fontsize=7)
+    axis.set_xticks([])
+    axis.set_ylabel("routed layer")
+    axis.set_title(
+        f"layers run (dark) by token, mean {report.mean_layers_used:.1f} of {report.num_layers}"
+    )
+
+
+def _draw_layers_used(axis: Any, report: RoutingReport, start: int) -> None:
+    used, tokens = report.layers_used[start:], report.tokens[start:]
+    axis.step(range(len(used)), used, where="mid", color=_DARK)
+    axis.fill_between(range(len(used)), used, step="mid", color=_DARK, alpha=0.25)
+    axis.set_xlim(-0.5, len(used) - 0.5)
+    axis.set_ylim(max(0, min(used) - 1), report.num_layers + 0.5)
+    axis.set_ylabel("layers used")
+    axis.set_xticks(range(len(tokens)), [_label(t) for t in tokens], rotation=90, fontsize=7)
+
+
+def _label(token: str) -> str:
+    """A token's text on one line, free of control characters and of matplotlib's maths sign."""
+    visible = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in token[:24]
+    )
+    return visible.replace("$", r"\$")
 
 
 def speed_figure(result: dict[str, Any]) -> Any:
     """Tokens per second against layers skipped, with the ideal line and the peers' dense lines.
 
-    result: the JSON of `flexidepth bench`.
+    result: the JSON of `flexidepth bench`. CheckpointError where it is not one with decode rows.
     """
     figure, axis = _figure(7, 4.5)
-    for threads in sorted({row["threads"] for row in result["decode"]}):
-        rows = [row for row in result["decode"] if row["threads"] == threads]
-        dense = next(row for row in rows if row["name"] == "dense")
-        base = 1e3 / dense["ms_median"]
-        ours = sorted(
-            (row for row in rows if row["skipped"] is not None), key=lambda row: row["skipped"]
-        )
-        skipped = [row["skipped"] for row in ours]
-        (line,) = axis.plot(
-            skipped, [1e3 / row["ms_median"] for row in ours], "o-", label=f"{threads} threads"
-        )
-        axis.plot(
-            skipped,
-            [base * row["ideal"] for row in ours],
-            "--",
-            color=line.get_color(),
-            label="ideal",
-        )
-        for row in rows:
-            if row["skipped"] is None and row["name"] != "dense":
-                axis.axhline(
-                    1e3 / row["ms_median"], color=line.get_color(), linewidth=0.8, alpha=0.6
-                )
-                axis.annotate(
-                    f"{row['name']}, {threads} threads",
-                    (0, 1e3 / row["ms_median"]),
-                    fontsize=7,
-                    va="bottom",
-                )
-    axis.set_xlabel(f"layers skipped per token (of {result['num_layers']})")
+    try:
+        if not result["decode"]:
+            raise CheckpointError("plot: the benchmark has no decode rows; run it with -n above 0")
+        for threads in sorted({row["threads"] for row in result["decode"]}):
+            _draw_speeds(axis, [r for r in result["decode"] if r["threads"] == threads], threads)
+        axis.set_xlabel(f"layers skipped per token (of {result['num_layers']})")
+        title = f"decode, {result['model']}, {result['dtype']}, {result['machine']['cpu']}"
+    except (KeyError, TypeError, StopIteration) as error:
+        raise CheckpointError(
+            f"plot: not a benchmark result (write one with bench -o json): {error!r}"
+        ) from error
     axis.set_ylabel("tokens per second")
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=8)
-    axis.set_title(
-        f"decode, {result['model']}, {result['dtype']}, {result['machine']['cpu']}", fontsize=9
-    )
+    axis.set_title(_label_title(title), fontsize=9)
     return figure
+
+
+def _label_title(text: str) -> str:
+    return text.replace("$", r"\$")
+
+
+def _draw_speeds(axis: Any, rows: list[dict[str, Any]], threads: int) -> None:
+    """One thread count: our line, its ideal, a level for each peer."""
+    dense = next(row for row in rows if row["name"] == "dense")
+    ours = sorted((r for r in rows if r["skipped"] is not None), key=lambda r: r["skipped"])
+    skipped = [row["skipped"] for row in ours]
+    rates = [1e3 / row["ms_median"] for row in ours]
+    unit = "thread" if threads == 1 else "threads"
+    (line,) = axis.plot(skipped, rates, "o-", label=f"{threads} {unit}")
+    ideal = [1e3 / dense["ms_median"] * row["ideal"] for row in ours]
+    axis.plot(skipped, ideal, "--", color=line.get_color(), label=f"ideal, {threads} {unit}")
+    for row in rows:
+        if row["skipped"] is None and row is not dense:
+            level = 1e3 / row["ms_median"]
+            axis.axhline(level, color=line.get_color(), linewidth=0.8, alpha=0.6)
+            axis.annotate(f"{row['name']}, {threads} {unit}", (0, level), fontsize=7, va="bottom")
+
+
+def check_figure_path(path: str | Path) -> Path:
+    """The path; ValueOutOfRangeError where its ending is not that of a format we write."""
+    target = Path(path)
+    if target.suffix.lower() not in _FORMATS:
+        raise ValueOutOfRangeError(
+            f"plot: {target.name!r}; wanted a name that ends in {' or '.join(_FORMATS)}"
+        )
+    return target
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:
     """Write a figure as PNG or SVG, by the file's ending."""
-    target = Path(path)
-    if target.suffix.lower() not in _FORMATS:
-        raise ValueOutOfRangeError(
-            f"plot: {target.name!r}: wanted a name that ends in {' or '.join(_FORMATS)}"
-        )
-    figure.savefig(target, dpi=150)
+    target = check_figure_path(path)
+    with warnings.catch_warnings():
+        # A script that the font lacks is drawn as boxes; the JSON has the text.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing")
+        figure.savefig(target, dpi=_DPI)
     return target

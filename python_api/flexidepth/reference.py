@@ -38,7 +38,10 @@ def rope_inv_freq(head_dim: int, rope_parameters: dict[str, Any]) -> Tensor:
     factor = float(rope_parameters["factor"])
     if rope_parameters["rope_type"] == "linear":
         return freq / factor
-    low, high = float(rope_parameters["low_freq_factor"]), float(rope_parameters["high_freq_factor"])
+    low, high = (
+        float(rope_parameters["low_freq_factor"]),
+        float(rope_parameters["high_freq_factor"]),
+    )
     original = float(rope_parameters["original_max_position_embeddings"])
     wavelength = 2 * math.pi / freq
     smooth = (original / wavelength - low) / (high - low)
@@ -122,7 +125,9 @@ def compact(run: Tensor) -> tuple[Tensor, Tensor]:
     return run.nonzero().flatten().to(torch.int32), (~run).nonzero().flatten().to(torch.int32)
 
 
-def attention_mask(q_positions: Tensor, k_positions: Tensor, sliding_window: int | None = None) -> Tensor:
+def attention_mask(
+    q_positions: Tensor, k_positions: Tensor, sliding_window: int | None = None
+) -> Tensor:
     """Boolean [..., queries, keys]: key no later than the query, and within the window where there is one."""
     distance = q_positions[..., :, None] - k_positions[..., None, :]
     mask = distance >= 0

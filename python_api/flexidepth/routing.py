@@ -30,7 +30,10 @@ def skip_ratio_mask(num_skipped: int, seed: int, start: int, stop: int, num_rout
     """
     mask = torch.ones(stop - start, num_routed, dtype=torch.uint8)
     for row, position in enumerate(range(start, stop)):
-        hashes = [_splitmix64((seed & _MASK64) ^ _splitmix64(position * num_routed + j)) for j in range(num_routed)]
+        hashes = [
+            _splitmix64((seed & _MASK64) ^ _splitmix64(position * num_routed + j))
+            for j in range(num_routed)
+        ]
         for j in sorted(range(num_routed), key=hashes.__getitem__)[:num_skipped]:
             mask[row, j] = 0
     return mask
@@ -76,7 +79,9 @@ class ForcedRouting:
         return skip_ratio_mask(self.num_skipped, self.seed, start, stop, self.num_routed)
 
 
-def resolve_force_routing(force: ForceRouting, config: FlexiDepthConfig, seed: int = 0) -> ForcedRouting:
+def resolve_force_routing(
+    force: ForceRouting, config: FlexiDepthConfig, seed: int = 0
+) -> ForcedRouting:
     """Turn a `force_routing` argument into a ForcedRouting.
 
     Args:
@@ -99,22 +104,35 @@ def resolve_force_routing(force: ForceRouting, config: FlexiDepthConfig, seed: i
         if force == "dense":
             return ForcedRouting("dense", num, "all")
         if force in ("all", "none"):
-            return ForcedRouting("forced_hard", num, force, torch.full((num,), int(force == "all"), dtype=torch.uint8))
+            return ForcedRouting(
+                "forced_hard",
+                num,
+                force,
+                torch.full((num,), int(force == "all"), dtype=torch.uint8),
+            )
         raise ValueOutOfRangeError(
             f"force_routing: {force!r}; wanted 'all', 'none', 'dense', a list of layers, a ratio or a mask"
         )
     if isinstance(force, Tensor):
         if force.dim() != 2 or force.shape[1] != num:
-            raise ShapeError(f"force_routing: mask is {list(force.shape)}; wanted [tokens, {num}] (routed layers)")
-        return ForcedRouting("forced", num, f"mask{id(force)}", recorded=force.ne(0).to(torch.uint8))
+            raise ShapeError(
+                f"force_routing: mask is {list(force.shape)}; wanted [tokens, {num}] (routed layers)"
+            )
+        return ForcedRouting(
+            "forced", num, f"mask{id(force)}", recorded=force.ne(0).to(torch.uint8)
+        )
     if isinstance(force, (int, float)) and not isinstance(force, bool):
         if not 0 <= force <= 1:
             raise ValueOutOfRangeError(f"force_routing: skip ratio is {force}; it lies in [0, 1]")
         skipped = round(force * num)
-        return ForcedRouting("forced_hard", num, f"skip{skipped}/{seed}", num_skipped=skipped, seed=seed)
-    chosen = [int(layer) for layer in force]
+        return ForcedRouting(
+            "forced_hard", num, f"skip{skipped}/{seed}", num_skipped=skipped, seed=seed
+        )
+    chosen = [int(layer) for layer in force]  # type: ignore[union-attr]
     if wrong := sorted(set(chosen) - set(layers)):
-        raise ValueOutOfRangeError(f"force_routing: layers {wrong} are not routed; this model routes {layers}")
+        raise ValueOutOfRangeError(
+            f"force_routing: layers {wrong} are not routed; this model routes {layers}"
+        )
     fixed = torch.tensor([int(layer in chosen) for layer in layers], dtype=torch.uint8)
     return ForcedRouting("forced_hard", num, f"layers{fixed.tolist()}", fixed)
 
@@ -195,7 +213,9 @@ class RoutingReport:
                 str(data["mode"]),
             )
         except (json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"not a routing report (write one with --routing-out): {error!r}") from error
+            raise CheckpointError(
+                f"not a routing report (write one with --routing-out): {error!r}"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> RoutingReport:

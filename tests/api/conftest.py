@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from flexidepth.llm import FlexiDepth
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from flexidepth.llm import FlexiDepth
 from flexidepth_ext.engine import Engine
 
 from ..engine.conftest import tiny_config, tiny_model, weights_of
@@ -28,7 +28,9 @@ def byte_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>")]
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     fast.chat_template = template
     return fast
@@ -43,7 +45,9 @@ def model():
 @pytest.fixture
 def llm(model) -> Iterator[FlexiDepth]:
     engine = Engine(model.config, weights_of(model), dtype=torch.float32, max_rows=32)
-    with FlexiDepth(engine, model.config, byte_tokenizer(), routers_trained=True, source="test") as made:
+    with FlexiDepth(
+        engine, model.config, byte_tokenizer(), routers_trained=True, source="test"
+    ) as made:
         yield made
 
 
@@ -60,12 +64,16 @@ def script(llm: FlexiDepth, text: str | bytes, eos: bool = True) -> None:
             continue
     # Bytes above 127 cannot be pre-tokenised alone: take them from characters that contain them.
     for code in range(0x80, 0x800):
-        for value, symbol in zip(chr(code).encode(), encode.pre_tokenize_str(chr(code))[0][0], strict=True):
+        for value, symbol in zip(
+            chr(code).encode(), encode.pre_tokenize_str(chr(code))[0][0], strict=True
+        ):
             table[value] = alphabet[symbol]
     for code in range(0x800, 0x110000, 0x3F):
         if 0xD800 <= code < 0xE000:
             continue
-        for value, symbol in zip(chr(code).encode(), encode.pre_tokenize_str(chr(code))[0][0], strict=True):
+        for value, symbol in zip(
+            chr(code).encode(), encode.pre_tokenize_str(chr(code))[0][0], strict=True
+        ):
             table[value] = alphabet[symbol]
     tokens = [table[b] for b in data] + ([EOS] if eos else [])
     llm.engine.sample = _Scripted(tokens)

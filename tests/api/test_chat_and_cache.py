@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from flexidepth.errors import CheckpointError, ValueOutOfRangeError
 from flexidepth.routing import RoutingReport, resolve_force_routing, skip_ratio_mask
 
@@ -22,7 +23,7 @@ def test_chat_template_without_a_double_bos(llm):
 
 @pytest.mark.parametrize("bad", [{"role": "user"}, {"content": "x"}])
 def test_bad_messages(llm, bad):
-    with pytest.raises(ValueOutOfRangeError, match="wanted {'role'"):
+    with pytest.raises(ValueOutOfRangeError, match=r"wanted \{'role'"):
         llm.generate([bad])
 
 
@@ -59,7 +60,7 @@ def test_cache_keeps_the_common_prefix_only(llm):
     cache = llm.new_cache(64)
     llm.generate(PROMPT, cache=cache, max_new_tokens=3, eos_token_id=-1)
     assert cache.length == 10 and cache.token_ids[:8] == PROMPT and cache.nbytes > 0
-    other = PROMPT[:5] + [200, 201]
+    other = [*PROMPT[:5], 200, 201]
     out = llm.generate(other, cache=cache, max_new_tokens=4)
     assert out.metrics.cached_tokens == 5
     assert out.token_ids == llm.generate(other, max_new_tokens=4).token_ids
@@ -96,7 +97,9 @@ def test_score_equals_the_reference(llm, model):
 def test_loglikelihood(llm):
     whole = llm.score("the cat sat")
     value, greedy = llm.loglikelihood("the cat", " sat")
-    assert value == pytest.approx(float(whole.logprobs[-4:].sum()), rel=1e-5) and isinstance(greedy, bool)
+    assert value == pytest.approx(float(whole.logprobs[-4:].sum()), rel=1e-5) and isinstance(
+        greedy, bool
+    )
 
 
 def test_report_and_its_replay(llm):
@@ -110,14 +113,20 @@ def test_report_and_its_replay(llm):
     again = RoutingReport.from_json(report.to_json())
     assert again.tokens == report.tokens and torch.equal(again.ran, report.ran)
     torch.testing.assert_close(again.gates, report.gates, rtol=0, atol=1e-6)
-    replay = llm.generate(PROMPT, max_new_tokens=10, eos_token_id=-1, force_routing=report.mask(), return_routing=True)
+    replay = llm.generate(
+        PROMPT, max_new_tokens=10, eos_token_id=-1, force_routing=report.mask(), return_routing=True
+    )
     assert replay.token_ids == out.token_ids and torch.equal(replay.routing.ran, report.ran)
     assert llm.generate(PROMPT, max_new_tokens=2).routing is None
 
 
 def test_dense_reports_nan_and_survives_json(llm):
-    report = llm.generate(PROMPT, max_new_tokens=2, force_routing="dense", return_routing=True).routing
-    assert report.gates.isnan().all() and RoutingReport.from_json(report.to_json()).gates.isnan().all()
+    report = llm.generate(
+        PROMPT, max_new_tokens=2, force_routing="dense", return_routing=True
+    ).routing
+    assert (
+        report.gates.isnan().all() and RoutingReport.from_json(report.to_json()).gates.isnan().all()
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other"}', "not json"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
+
 from flexidepth.errors import EngineClosedError, ShapeError, UnsupportedError, ValueOutOfRangeError
 from flexidepth.llm import FlexiDepth
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from .conftest import EOS, VOCAB, byte_tokenizer
 
@@ -14,7 +15,9 @@ PROMPT = [5, 60, 7, 99, 12, 31, 8, 77]
 
 
 def reference_tokens(model, prompt, n, **kwargs):
-    out = model.generate(torch.tensor([prompt]), max_new_tokens=n, pad_token_id=0, eos_token_id=EOS, **kwargs)
+    out = model.generate(
+        torch.tensor([prompt]), max_new_tokens=n, pad_token_id=0, eos_token_id=EOS, **kwargs
+    )
     return out[0, len(prompt) :].tolist()
 
 
@@ -36,11 +39,15 @@ def test_repetition_penalty_equals_transformers(llm, model):
 
 def test_long_prompts_go_in_chunks(llm, model):
     prompt = torch.randint(1, 256, (150,)).tolist()  # the engine takes 32 rows at once
-    assert llm.generate(prompt, max_new_tokens=8).token_ids == reference_tokens(model, prompt, 8, do_sample=False)
+    assert llm.generate(prompt, max_new_tokens=8).token_ids == reference_tokens(
+        model, prompt, 8, do_sample=False
+    )
 
 
 def test_a_batch_gives_the_answers_of_its_members(llm):
-    prompts = [torch.randint(0, 256, (n,)).tolist() for n in (3, 40, 1, 9, 17, 2, 5, 4, 6, 8)]  # more than 8
+    prompts = [
+        torch.randint(0, 256, (n,)).tolist() for n in (3, 40, 1, 9, 17, 2, 5, 4, 6, 8)
+    ]  # more than 8
     settings = {"max_new_tokens": 12, "temperature": 1.0, "seed": 5, "force_routing": 0.34}
     together = llm.generate(prompts, **settings)
     for prompt, out in zip(prompts, together, strict=True):
@@ -65,7 +72,10 @@ def test_seeds_and_returned_sequences(llm):
 def test_do_sample_follows_temperature(llm):
     greedy = llm.generate(PROMPT, max_new_tokens=10).token_ids
     assert llm.generate(PROMPT, max_new_tokens=10, temperature=0).token_ids == greedy
-    assert llm.generate(PROMPT, max_new_tokens=10, do_sample=False, temperature=0.9).token_ids == greedy
+    assert (
+        llm.generate(PROMPT, max_new_tokens=10, do_sample=False, temperature=0.9).token_ids
+        == greedy
+    )
     assert llm.generate(PROMPT, max_new_tokens=10, do_sample=True, top_k=1).token_ids == greedy
 
 
@@ -74,7 +84,9 @@ def test_logprobs(llm, model):
     with torch.no_grad():
         logits = model(torch.tensor([PROMPT + out.token_ids])).logits[0, len(PROMPT) - 1 : -1]
     table = logits.log_softmax(-1)
-    torch.testing.assert_close(torch.tensor(out.logprobs), table.max(-1).values, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(out.logprobs), table.max(-1).values, rtol=1e-4, atol=1e-4
+    )
     for row, pairs in zip(table, out.top_logprobs, strict=True):
         assert [t for t, _ in pairs] == row.topk(3).indices.tolist()
     assert llm.generate(PROMPT, max_new_tokens=5).logprobs is None
@@ -95,13 +107,17 @@ def test_metrics(llm):
     assert (m.prompt_tokens, m.cached_tokens, m.new_tokens) == (8, 0, len(out.token_ids))
     assert 0 < m.prefill_s <= m.ttft_s and m.decode_s > 0 and m.peak_memory_bytes > 1e7
     assert m.mean_layers_used == 1.0  # one layer is not routed
-    assert llm.generate(PROMPT, max_new_tokens=6, force_routing="all").metrics.mean_layers_used == 4.0
+    assert (
+        llm.generate(PROMPT, max_new_tokens=6, force_routing="all").metrics.mean_layers_used == 4.0
+    )
     assert m.to_dict()["decode_tps"] == m.decode_tps
 
 
 @pytest.mark.parametrize("bad", [-1, VOCAB, 10**9])
 def test_token_id_out_of_range(llm, bad):
-    with pytest.raises(ValueOutOfRangeError, match=rf"token id {bad} at position 1; the vocabulary is 0\.\.257"):
+    with pytest.raises(
+        ValueOutOfRangeError, match=rf"token id {bad} at position 1; the vocabulary is 0\.\.257"
+    ):
         llm.generate([1, bad])
 
 
@@ -109,13 +125,17 @@ def test_empty_and_long_prompts(llm):
     for empty in ("", []):
         with pytest.raises(ValueOutOfRangeError, match="the prompt is empty"):
             llm.generate(empty)
-    with pytest.raises(ValueOutOfRangeError, match=r"1000 prompt tokens \+ 26 new ones do not fit 1024"):
+    with pytest.raises(
+        ValueOutOfRangeError, match=r"1000 prompt tokens \+ 26 new ones do not fit 1024"
+    ):
         llm.generate([1] * 1000, max_new_tokens=26)
     assert len(llm.generate([1] * 1000, max_new_tokens=25, eos_token_id=-1).token_ids) == 25
 
 
 def test_unknown_arguments_get_a_suggestion(llm):
-    with pytest.raises(TypeError, match="unknown argument 'max_tokens'; did you mean 'max_new_tokens'"):
+    with pytest.raises(
+        TypeError, match="unknown argument 'max_tokens'; did you mean 'max_new_tokens'"
+    ):
         llm.generate(PROMPT, max_tokens=3)
     with pytest.raises(TypeError, match="did you mean 'force_routing'"):
         llm.generate(PROMPT, forced_routing="all")
@@ -142,14 +162,19 @@ def test_bad_values(llm, bad):
         llm.generate(PROMPT, **bad)
 
 
-@pytest.mark.parametrize(("tau", "message"), [(1.5, "value 0 is 1.5"), ([0.5, 0.5], "2 values"), (float("nan"), "nan")])
+@pytest.mark.parametrize(
+    ("tau", "message"), [(1.5, "value 0 is 1.5"), ([0.5, 0.5], "2 values"), (float("nan"), "nan")]
+)
 def test_bad_thresholds(llm, tau, message):
     with pytest.raises(ValueOutOfRangeError, match=message):
         llm.generate(PROMPT, skip_threshold=tau)
 
 
 def test_thresholds_dial_the_layers_used(llm):
-    used = [llm.generate(PROMPT, max_new_tokens=8, skip_threshold=t).metrics.mean_layers_used for t in (0.0, 0.5, 1.0)]
+    used = [
+        llm.generate(PROMPT, max_new_tokens=8, skip_threshold=t).metrics.mean_layers_used
+        for t in (0.0, 0.5, 1.0)
+    ]
     assert used[0] == 4.0 and used[2] == 1.0 and used[0] > used[1] > used[2]
 
 
@@ -157,7 +182,11 @@ def test_thresholds_dial_the_layers_used(llm):
     ("force", "error", "message"),
     [
         ("some", ValueOutOfRangeError, "'some'; wanted 'all', 'none'"),
-        ([0, 2], ValueOutOfRangeError, r"layers \[0\] are not routed; this model routes \[1, 2, 3\]"),
+        (
+            [0, 2],
+            ValueOutOfRangeError,
+            r"layers \[0\] are not routed; this model routes \[1, 2, 3\]",
+        ),
         (1.2, ValueOutOfRangeError, "skip ratio is 1.2"),
         (torch.ones(5, 2), ShapeError, r"mask is \[5, 2\]; wanted \[tokens, 3\]"),
         (torch.ones(9, 3), ShapeError, "covers 9 tokens, position 9 is needed"),
@@ -174,7 +203,9 @@ def test_text_without_tokenizer_and_chat_without_template(llm):
     with pytest.raises(UnsupportedError, match="came without a tokenizer"):
         bare.generate("hello")
     assert bare.generate([1, 2], max_new_tokens=2).text == ""
-    plain = FlexiDepth(llm.engine, llm.config, byte_tokenizer(None), routers_trained=True, source="test")
+    plain = FlexiDepth(
+        llm.engine, llm.config, byte_tokenizer(None), routers_trained=True, source="test"
+    )
     with pytest.raises(UnsupportedError, match="no chat template"):
         plain.generate([{"role": "user", "content": "hi"}])
 
@@ -182,7 +213,12 @@ def test_text_without_tokenizer_and_chat_without_template(llm):
 def test_close(llm):
     llm.close()
     llm.close()
-    for call in (lambda: llm.generate(PROMPT), lambda: next(llm.stream(PROMPT)), llm.new_cache, lambda: llm.score(PROMPT)):
+    for call in (
+        lambda: llm.generate(PROMPT),
+        lambda: next(llm.stream(PROMPT)),
+        llm.new_cache,
+        lambda: llm.score(PROMPT),
+    ):
         with pytest.raises(EngineClosedError, match="close"):
             call()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from flexidepth.errors import EngineBusyError, ValueOutOfRangeError
 from flexidepth.generation.text import TextStream
 
@@ -17,7 +18,17 @@ def chunks(llm, **arguments):
     return list(llm.stream(PROMPT, **{"max_new_tokens": 60, **arguments}))
 
 
-@pytest.mark.parametrize("text", ["plain", "naïve café", "日本語のテキスト", "👩‍👩‍👧 family", "a\u0301 combining", "mixed é日👍 end"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain",
+        "naïve café",
+        "日本語のテキスト",
+        "👩‍👩‍👧 family",
+        "a\u0301 combining",
+        "mixed é日👍 end",
+    ],
+)
 def test_no_chunk_holds_half_a_character(llm, text):
     script(llm, text)
     got = chunks(llm)
@@ -65,7 +76,10 @@ def test_special_tokens_are_left_out_unless_asked_for():
     for skip, want in ((True, "ab"), (False, "a<s>b")):
         tokenizer = byte_tokenizer()
         stream = TextStream(tokenizer, (), skip)
-        text = "".join(stream.push(i) for i in (*tokenizer.encode("a"), 256, *tokenizer.encode("b"))) + stream.finish()
+        text = (
+            "".join(stream.push(i) for i in (*tokenizer.encode("a"), 256, *tokenizer.encode("b")))
+            + stream.finish()
+        )
         assert text == want
 
 
@@ -132,7 +146,9 @@ def test_ctrl_c_between_steps_leaves_everything_usable(llm, at):
     with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPT * 20, max_new_tokens=20, eos_token_id=-1, cache=cache)
     llm.engine.forward = forward
-    assert llm.generate(PROMPT * 20, max_new_tokens=6, eos_token_id=-1, cache=cache).token_ids == want
+    assert (
+        llm.generate(PROMPT * 20, max_new_tokens=6, eos_token_id=-1, cache=cache).token_ids == want
+    )
 
 
 def test_one_prompt_at_a_time(llm):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from flexidepth.config import FlexiDepthConfig
 from flexidepth.initialization import initial_routing
 from flexidepth.modeling import FlexiDepthForCausalLM
-
 from flexidepth_ext.engine import Engine
 
 VOCAB = 211
@@ -47,7 +47,9 @@ def tiny_model(config: FlexiDepthConfig, seed: int = 0) -> FlexiDepthForCausalLM
                 parameter.normal_(std=0.2)
         for name, tensor in initial_routing(config, seed):
             if ".router." in name:
-                model.get_parameter(name).copy_(tensor * (1.5 if name.endswith("head.weight") else 1.0))
+                model.get_parameter(name).copy_(
+                    tensor * (1.5 if name.endswith("head.weight") else 1.0)
+                )
     model.tie_weights()
     return model
 
@@ -61,7 +63,9 @@ def weights_of(model: FlexiDepthForCausalLM) -> list[tuple[str, torch.Tensor]]:
 def make_engine() -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
-    def make(model: FlexiDepthForCausalLM, dtype: torch.dtype = torch.float32, **arguments: Any) -> Engine:
+    def make(
+        model: FlexiDepthForCausalLM, dtype: torch.dtype = torch.float32, **arguments: Any
+    ) -> Engine:
         made.append(Engine(model.config, weights_of(model), dtype=dtype, **arguments))
         return made[-1]
 
@@ -72,4 +76,6 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
 
 @pytest.fixture
 def ids() -> torch.Tensor:
-    return torch.randint(0, VOCAB, (300,), dtype=torch.int32, generator=torch.Generator().manual_seed(7))
+    return torch.randint(
+        0, VOCAB, (300,), dtype=torch.int32, generator=torch.Generator().manual_seed(7)
+    )

@@ -32,7 +32,12 @@ VARIANTS = {
     "llama3_rope": {"rope_parameters": LLAMA3},
     "one_layer_routed": {"routing_layers": [2], "router_thresholds": 0.5},
     "nothing_routed": {"routing_layers": []},
-    "odd_sizes": {"hidden_size": 54, "head_dim": 10, "intermediate_size": 77, "num_key_value_heads": 1},
+    "odd_sizes": {
+        "hidden_size": 54,
+        "head_dim": 10,
+        "intermediate_size": 77,
+        "num_key_value_heads": 1,
+    },
 }
 
 
@@ -97,7 +102,9 @@ def test_all_run_hard_is_the_base_model(make_engine, ids):
         ids[:100], [100], [engine.new_cache(100)], routing="forced_hard",
         mask=torch.ones(100, 3, dtype=torch.uint8), logits_rows=all_rows(100),
     )  # fmt: skip
-    torch.testing.assert_close(got.logits, base(ids[None, :100].long()).logits[0], rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(
+        got.logits, base(ids[None, :100].long()).logits[0], rtol=2e-5, atol=2e-5
+    )
 
 
 @torch.no_grad()
@@ -108,7 +115,12 @@ def test_bfloat16_replays_the_reference(make_engine, ids):
     exact = tiny_model(model.config).double()(ids[None].long(), force_routing=want.run[0])
     engine = make_engine(model, torch.bfloat16)
     got = engine.forward(
-        ids, [300], [engine.new_cache(300)], routing="forced", mask=want.run[0].to(torch.uint8), logits_rows=all_rows(300)
+        ids,
+        [300],
+        [engine.new_cache(300)],
+        routing="forced",
+        mask=want.run[0].to(torch.uint8),
+        logits_rows=all_rows(300),
     )
     torchs = tiny_model(model.config).bfloat16()(ids[None].long(), force_routing=want.run[0])
     ours = (got.logits.double() - exact.logits[0]).square().mean().sqrt()

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+
 from flexidepth.errors import (
     DtypeError,
     EngineBusyError,
@@ -15,7 +16,6 @@ from flexidepth.errors import (
     UnsupportedError,
     ValueOutOfRangeError,
 )
-
 from flexidepth_ext import _C, ops
 from flexidepth_ext.engine import Engine
 
@@ -38,14 +38,18 @@ def works(engine):
 @pytest.mark.parametrize("bad", [-1, 211, 2**31 - 1])
 def test_token_id_out_of_range(engine, bad):
     cache = engine.new_cache(10)
-    with pytest.raises(ValueOutOfRangeError, match=rf"token id {bad} at row 1; the vocabulary is 0\.\.210"):
+    with pytest.raises(
+        ValueOutOfRangeError, match=rf"token id {bad} at row 1; the vocabulary is 0\.\.210"
+    ):
         engine.forward(tokens(3, bad), [2], [cache])
     assert cache.length == 0 and works(engine)
 
 
 def test_prompt_longer_than_the_cache(engine):
     cache = engine.new_cache(5)
-    with pytest.raises(ValueOutOfRangeError, match="6 tokens do not fit, the cache holds 0 of at most 5"):
+    with pytest.raises(
+        ValueOutOfRangeError, match="6 tokens do not fit, the cache holds 0 of at most 5"
+    ):
         engine.forward(tokens(*range(6)), [6], [cache])
     assert cache.length == 0 and works(engine)
 
@@ -83,7 +87,9 @@ def test_cache_of_another_model(engine, make_engine):
 def test_mask_and_thresholds(engine):
     cache = engine.new_cache(8)
     with pytest.raises(ShapeError, match=r"mask is \[2, 2\]; wanted \[2, 3\]"):
-        engine.forward(tokens(1, 2), [2], [cache], routing="forced", mask=torch.ones(2, 2, dtype=torch.uint8))
+        engine.forward(
+            tokens(1, 2), [2], [cache], routing="forced", mask=torch.ones(2, 2, dtype=torch.uint8)
+        )
     with pytest.raises(ValueOutOfRangeError, match="needs a mask"):
         engine.forward(tokens(1, 2), [2], [cache], routing="forced_hard")
     with pytest.raises(ShapeError, match="2 thresholds; this model routes 3"):
@@ -108,9 +114,19 @@ def load(model, dtype=torch.float32, change=lambda w: w, **arguments):
 
 def test_nan_in_a_weight():
     def spoil(weights):
-        return [(n, t.clone().index_fill_(0, torch.tensor([2]), float("nan")) if "layers.2.mlp.up" in n else t) for n, t in weights]
+        return [
+            (
+                n,
+                t.clone().index_fill_(0, torch.tensor([2]), float("nan"))
+                if "layers.2.mlp.up" in n
+                else t,
+            )
+            for n, t in weights
+        ]
 
-    with pytest.raises(ValueOutOfRangeError, match=r"48 of 5376 values of model\.layers\.2\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        ValueOutOfRangeError, match=r"48 of 5376 values of model\.layers\.2\.mlp\.up_proj\.weight"
+    ):
         load(tiny_model(tiny_config()), change=spoil)
 
 
@@ -132,7 +148,9 @@ def test_types_and_threads_of_a_load():
         load(model, num_threads=0)
     with pytest.raises(DtypeError, match=r"torch\.int8"):
         load(model, change=lambda w: [(n, t.to(torch.int8)) for n, t in w])
-    with pytest.raises(UnsupportedError, match="'sse9' was asked; this build and processor have generic"):
+    with pytest.raises(
+        UnsupportedError, match="'sse9' was asked; this build and processor have generic"
+    ):
         load(model, isa="sse9")
 
 
@@ -147,7 +165,7 @@ def test_environment_chooses_the_instruction_set(monkeypatch):
 
 def test_out_of_memory_names_the_size():
     cache = _C.KVCache(0, 10**6, 10**5, 256, 10)  # one page: 10^6 layers x 10^5 heads, 50 petabytes
-    with pytest.raises(OutOfMemoryError, match="the system refused 5[0-9]+ bytes"):
+    with pytest.raises(OutOfMemoryError, match=r"the system refused 5[0-9]+ bytes"):
         ops.kv_append(cache, torch.zeros(1, 10**5 * 256), torch.zeros(1, 10**5 * 256))
     assert cache.length == 0
 
@@ -168,7 +186,9 @@ def test_closed(engine):
 
 def test_two_threads_on_one_engine(make_engine):
     """Whoever comes second gets an error, nobody hangs, and the first one's answer is right."""
-    engine = make_engine(tiny_model(tiny_config(hidden_size=192, intermediate_size=768)), num_threads=1)
+    engine = make_engine(
+        tiny_model(tiny_config(hidden_size=192, intermediate_size=768)), num_threads=1
+    )
     ids = torch.zeros(512, dtype=torch.int32)
     want = engine.forward(ids, [512], [engine.new_cache(512)]).logits.clone()
     outcomes = []

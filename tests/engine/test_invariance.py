@@ -42,7 +42,9 @@ def test_a_sequence_alone_and_in_a_batch(make_engine, ids, dtype):
     alone = [whole(engine, part)[0][-1] for part in parts]
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
         caches = [engine.new_cache(300) for _ in order]
-        step = engine.forward(torch.cat([parts[i] for i in order]), [lengths[i] for i in order], caches)
+        step = engine.forward(
+            torch.cat([parts[i] for i in order]), [lengths[i] for i in order], caches
+        )
         assert torch.equal(step.logits, torch.stack([alone[i] for i in order]))
         # One more token each, decoded together.
         tokens = torch.tensor([11, 12, 13, 14, 15], dtype=torch.int32)
@@ -88,4 +90,6 @@ def test_truncate_and_copy(make_engine, ids):
 
 def test_two_runs_are_identical(make_engine, ids):
     engine = make_engine(tiny_model(tiny_config()), torch.bfloat16)
-    assert all(torch.equal(a, b) for a, b in zip(whole(engine, ids), whole(engine, ids), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole(engine, ids), whole(engine, ids), strict=True)
+    )

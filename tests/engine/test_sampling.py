@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
 from flexidepth.errors import DtypeError, ValueOutOfRangeError
-from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from .conftest import tiny_config, tiny_model
 
@@ -17,7 +23,9 @@ def engine(make_engine):
     return make_engine(tiny_model(tiny_config()))
 
 
-def sample(engine, logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seeds=None, positions=None):
+def sample(
+    engine, logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seeds=None, positions=None
+):
     n = len(logits)
     return engine.sample(
         logits,
@@ -42,11 +50,21 @@ def filtered(logits, temperature, top_k, top_p, min_p):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(0, 1, 0), (5, 1, 0), (0, 0.7, 0), (0, 1, 0.2), (12, 0.8, 0.05), (1, 1, 0)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [(0, 1, 0), (5, 1, 0), (0, 0.7, 0), (0, 1, 0.2), (12, 0.8, 0.05), (1, 1, 0)],
+)
 def test_distribution(engine, temperature, top_k, top_p, min_p):
     logits = torch.randn(1, 60) * 2
     want = filtered(logits, temperature, top_k, top_p, min_p)[0]
-    tokens, _ = sample(engine, logits.expand(DRAWS, -1).contiguous(), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    tokens, _ = sample(
+        engine,
+        logits.expand(DRAWS, -1).contiguous(),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
     counts = torch.bincount(tokens.long(), minlength=60) / DRAWS
     assert (counts[want == 0] == 0).all()
     # Total variation of a multinomial sample of this size: about sqrt(k / (2 pi n)), far below 0.08.
@@ -71,15 +89,22 @@ def test_greedy_takes_the_first_of_the_largest(engine):
 def test_logprobs_are_of_the_logits_as_given(engine):
     logits = torch.randn(50, 300) * 3
     tokens, logprobs = sample(engine, logits, temperature=0.7, top_k=20)
-    torch.testing.assert_close(logprobs, logits.log_softmax(-1).gather(1, tokens.long()[:, None])[:, 0])
+    torch.testing.assert_close(
+        logprobs, logits.log_softmax(-1).gather(1, tokens.long()[:, None])[:, 0]
+    )
 
 
 def test_a_draw_depends_on_seed_and_position_alone(engine):
     logits = torch.randn(1, 500).expand(8, -1).contiguous()
-    seeds, positions = torch.tensor([1, 1, 2, 2, 1, 1, -5, 2**62]), torch.tensor([0, 1, 0, 1, 0, 1, 0, 0])
+    seeds, positions = (
+        torch.tensor([1, 1, 2, 2, 1, 1, -5, 2**62]),
+        torch.tensor([0, 1, 0, 1, 0, 1, 0, 0]),
+    )
     together, _ = sample(engine, logits, seeds=seeds, positions=positions)
     for i in range(8):
-        alone, _ = sample(engine, logits[:1], seeds=seeds[i : i + 1], positions=positions[i : i + 1])
+        alone, _ = sample(
+            engine, logits[:1], seeds=seeds[i : i + 1], positions=positions[i : i + 1]
+        )
         assert alone[0] == together[i]
     assert together[0] == together[4] and together[1] == together[5]
     assert len(set(together.tolist())) > 3
@@ -96,7 +121,9 @@ def test_excluded_tokens_and_bad_logits(engine):
         sample(engine, logits)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 2.0}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 2.0}, {"top_k": -1}]
+)
 def test_bad_parameters(engine, bad):
     with pytest.raises(ValueOutOfRangeError, match=r"temperature is|wanted top_k >= 0"):
         sample(engine, torch.zeros(1, 10), **bad)

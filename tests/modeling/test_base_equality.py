@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flexidepth.base_model import base_config_of
-from flexidepth.config import FlexiDepthConfig
-from flexidepth.errors import UnsupportedError
-from flexidepth.modeling import FlexiDepthForCausalLM
 from transformers import (
     GemmaConfig,
     LlamaConfig,
@@ -17,6 +13,11 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from flexidepth.base_model import base_config_of
+from flexidepth.config import FlexiDepthConfig
+from flexidepth.errors import UnsupportedError
+from flexidepth.modeling import FlexiDepthForCausalLM
 
 SIZES = {
     "vocab_size": 101,
@@ -42,7 +43,11 @@ BASES = {
         {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 16},
     ),
     "llama3_rope": (LlamaConfig, LlamaForCausalLM, {"rope_theta": 5e4, "rope_scaling": LLAMA3}),
-    "linear_rope": (LlamaConfig, LlamaForCausalLM, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "linear_rope": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    ),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 7}),
 }
@@ -67,10 +72,14 @@ def test_forced_all_equals_the_base_model(name):
     ids = torch.randint(0, 101, (2, 50))
     want = base(ids).logits
     for force in ("all", "dense"):
-        torch.testing.assert_close(model(ids, force_routing=force).logits, want, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            model(ids, force_routing=force).logits, want, rtol=1e-5, atol=1e-6
+        )
     # The router's own decisions are something else, or the test above would prove nothing.
     assert (model(ids).logits - want).abs().max() > 1e-3
-    got = model.generate(ids, max_new_tokens=12, do_sample=False, force_routing="all", pad_token_id=0)
+    got = model.generate(
+        ids, max_new_tokens=12, do_sample=False, force_routing="all", pad_token_id=0
+    )
     assert torch.equal(got, base.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0))
 
 
@@ -84,7 +93,9 @@ def test_configuration_there_and_back(name):
 
 
 def test_other_architectures_name_what_is_missing():
-    with pytest.raises(UnsupportedError, match="'gemma' is not implemented; llama, qwen2, mistral are"):
+    with pytest.raises(
+        UnsupportedError, match="'gemma' is not implemented; llama, qwen2, mistral are"
+    ):
         FlexiDepthConfig.from_base(GemmaConfig())
     with pytest.raises(UnsupportedError, match="rope type 'yarn'"):
         FlexiDepthConfig(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0})

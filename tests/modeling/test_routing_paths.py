@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from flexidepth import reference
 from flexidepth.config import FlexiDepthConfig
 from flexidepth.modeling import FlexiDepthForCausalLM
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..engine.conftest import tiny_config, tiny_model
 
@@ -56,10 +57,15 @@ def test_a_routed_layer_is_the_published_formula(ids):
 
     q, k = (reference.apply_rope(heads(p.weight), cos, sin) for p in (attn.q_proj, attn.k_proj))
     mask = reference.attention_mask(torch.arange(40), torch.arange(40))
-    a = reference.attention(q, k, heads(attn.v_proj.weight), mask).transpose(1, 2).flatten(2) @ attn.o_proj.weight.T
+    a = (
+        reference.attention(q, k, heads(attn.v_proj.weight), mask).transpose(1, 2).flatten(2)
+        @ attn.o_proj.weight.T
+    )
     h1 = h + run[..., None] * a
     y = reference.rms_norm(h1, layer.post_attention_layernorm.weight, eps)
-    out = h1 + torch.where(run[..., None], w[..., None] * layer.mlp(y), (1 - w)[..., None] * layer.adapter(y))
+    out = h1 + torch.where(
+        run[..., None], w[..., None] * layer.mlp(y), (1 - w)[..., None] * layer.adapter(y)
+    )
     want = reference.rms_norm(out, model.model.norm.weight, eps) @ model.lm_head.weight.T
     torch.testing.assert_close(model(ids).logits, want, rtol=1e-5, atol=1e-5)
 
@@ -108,7 +114,10 @@ def test_loss_counts_items_as_the_trainer_does(ids):
     labels = ids.clone()
     labels[:, :10] = -100
     whole = model(ids, labels=labels).loss
-    halves = [model(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=60).loss for i in range(2)]
+    halves = [
+        model(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=60).loss
+        for i in range(2)
+    ]
     torch.testing.assert_close(sum(halves), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -149,12 +158,18 @@ def test_config_round_trip(tmp_path):
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }
-    config = tiny_config(rope_parameters=rope, router_thresholds=0.25, gate="straight_through", eos_token_id=[2, 3])
+    config = tiny_config(
+        rope_parameters=rope, router_thresholds=0.25, gate="straight_through", eos_token_id=[2, 3]
+    )
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(again, FlexiDepthConfig)
     assert again.rope_parameters == rope
-    assert again.router_thresholds == [0.25] * 3 and again.gate == "straight_through" and again.eos_token_id == [2, 3]
+    assert (
+        again.router_thresholds == [0.25] * 3
+        and again.gate == "straight_through"
+        and again.eos_token_id == [2, 3]
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flexidepth import reference
 
+from flexidepth import reference
 from flexidepth_ext import ops
 from flexidepth_ext.errors import ValueOutOfRangeError
 
@@ -27,17 +27,23 @@ def expected(q, k, v, positions, heads, window, dtype):
     tokens, _, dim = k.shape
     mask = reference.attention_mask(positions, torch.arange(tokens), window or None)
     per_head = q.view(len(q), heads, dim).transpose(0, 1).to(dtype)
-    out = reference.attention(per_head, k.transpose(0, 1).to(dtype), v.transpose(0, 1).to(dtype), mask)
+    out = reference.attention(
+        per_head, k.transpose(0, 1).to(dtype), v.transpose(0, 1).to(dtype), mask
+    )
     return out.transpose(0, 1).reshape(len(q), -1)
 
 
 def run(q, caches, positions, heads, window=0, sequences=None, ctx=None):
     sequences = torch.zeros(len(q), dtype=torch.int32) if sequences is None else sequences
-    return ops.attention(q, caches, positions, sequences, heads, layer=1, sliding_window=window, ctx=ctx)
+    return ops.attention(
+        q, caches, positions, sequences, heads, layer=1, sliding_window=window, ctx=ctx
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 16), (14, 2, 64), (1, 1, 80), (13, 1, 6)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 16), (14, 2, 64), (1, 1, 80), (13, 1, 6)]
+)
 @pytest.mark.parametrize("tokens", [1, 15, 257, 700])
 def test_one_query_at_the_end(ctx, dtype, heads, kv_heads, dim, tokens):
     cache, k, v = filled(dtype, tokens, kv_heads, dim, ctx=ctx)
@@ -64,7 +70,9 @@ def test_a_row_alone_and_in_company_has_the_same_bits(isa, dtype):
     positions, q = torch.arange(520), torch.randn(520, 9 * 64)
     whole = run(q, [cache], positions, 9, ctx=ops.context(3, isa))
     for i in (0, 1, 255, 256, 257, 511, 519):
-        alone = run(q[i : i + 1].contiguous(), [cache], positions[i : i + 1], 9, ctx=ops.context(1, isa))
+        alone = run(
+            q[i : i + 1].contiguous(), [cache], positions[i : i + 1], 9, ctx=ops.context(1, isa)
+        )
         assert torch.equal(alone[0], whole[i])
 
 
@@ -110,6 +118,8 @@ def test_cache_limits():
     ops.kv_append(cache, torch.randn(10, 4), torch.randn(10, 4))
     with pytest.raises(ValueOutOfRangeError, match="position 10 of sequence 0"):
         run_position = torch.tensor([10])
-        ops.attention(torch.randn(1, 4), [cache], run_position, torch.zeros(1, dtype=torch.int32), 1)
+        ops.attention(
+            torch.randn(1, 4), [cache], run_position, torch.zeros(1, dtype=torch.int32), 1
+        )
     with pytest.raises(ValueOutOfRangeError, match="truncate to 11"):
         cache.truncate(11)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flexidepth import reference
 
+from flexidepth import reference
 from flexidepth_ext import ops
 from flexidepth_ext.errors import DtypeError, ShapeError
 
@@ -14,13 +14,17 @@ from ..tolerances import assert_as_exact_as_torch
 def test_rms_norm(ctx, rows, width):
     x, w = torch.randn(rows, width) * 3, torch.randn(width)
     exact = reference.rms_norm(x.double(), w.double(), 1e-5)
-    assert_as_exact_as_torch(ops.rms_norm(x, w, 1e-5, ctx=ctx), reference.rms_norm(x, w, 1e-5), exact)
+    assert_as_exact_as_torch(
+        ops.rms_norm(x, w, 1e-5, ctx=ctx), reference.rms_norm(x, w, 1e-5), exact
+    )
 
 
 def test_rms_norm_of_a_row_ignores_the_others(isa):
     x, w = torch.randn(300, 576), torch.randn(576)
     whole = ops.rms_norm(x, w, 1e-5, ctx=ops.context(3, isa))
-    single = torch.cat([ops.rms_norm(row[None].contiguous(), w, 1e-5, ctx=ops.context(1, isa)) for row in x])
+    single = torch.cat(
+        [ops.rms_norm(row[None].contiguous(), w, 1e-5, ctx=ops.context(1, isa)) for row in x]
+    )
     assert torch.equal(whole, single)
 
 
@@ -54,7 +58,9 @@ def test_rope(ctx, head_dim, parameters):
     exact = torch.cat((angles, angles), -1).double()
     heads = x.double().view(50, 3, head_dim)
     exact = reference.apply_rope(heads, exact.cos()[:, None], exact.sin()[:, None]).reshape(50, -1)
-    assert_as_exact_as_torch(ops.rope(x, positions, inv_freq, head_dim, ctx=ctx), rotate(torch.float32), exact)
+    assert_as_exact_as_torch(
+        ops.rope(x, positions, inv_freq, head_dim, ctx=ctx), rotate(torch.float32), exact
+    )
 
 
 def test_types_and_shapes_are_checked():

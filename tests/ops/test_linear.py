@@ -19,16 +19,22 @@ def test_matches_torch(ctx, rows, n, k, dtype):
     x, w, b = torch.randn(rows, k), torch.randn(n, k).to(dtype), torch.randn(n)
     exact = torch.nn.functional.linear(x.double(), w.double(), b.double())
     same_type = torch.nn.functional.linear(x.to(dtype), w, b.to(dtype))
-    assert_as_exact_as_torch(ops.linear(x, ops.PackedWeight(w, dtype), b, ctx=ctx), same_type, exact)
+    assert_as_exact_as_torch(
+        ops.linear(x, ops.PackedWeight(w, dtype), b, ctx=ctx), same_type, exact
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_never_depends_on_its_company(isa, dtype):
     x, w = torch.randn(40, 700), ops.PackedWeight(torch.randn(53, 700), dtype)
-    alone = torch.cat([ops.linear(x[i : i + 1].contiguous(), w, ctx=ops.context(1, isa)) for i in range(40)])
+    alone = torch.cat(
+        [ops.linear(x[i : i + 1].contiguous(), w, ctx=ops.context(1, isa)) for i in range(40)]
+    )
     for rows in (1, 2, 6, 7, 12, 13, 40):
         for threads in (1, 2, 5):
-            assert torch.equal(ops.linear(x[:rows].contiguous(), w, ctx=ops.context(threads, isa)), alone[:rows])
+            assert torch.equal(
+                ops.linear(x[:rows].contiguous(), w, ctx=ops.context(threads, isa)), alone[:rows]
+            )
 
 
 def test_avx2_and_avx512_give_the_same_bits():
@@ -42,7 +48,9 @@ def test_accumulates_scaled_rows_and_leaves_the_others(ctx):
     x, w, b = torch.randn(10, 48), torch.randn(37, 48), torch.randn(37)
     index, scale = torch.tensor([1, 4, 9], dtype=torch.int32), torch.tensor([0.5, 2.0, -1.0])
     start = torch.randn(10, 37)
-    out = ops.linear(x, ops.PackedWeight(w), b, index=index, out=start.clone(), scale=scale, ctx=ctx)
+    out = ops.linear(
+        x, ops.PackedWeight(w), b, index=index, out=start.clone(), scale=scale, ctx=ctx
+    )
     rows = index.long()
     wanted = start.clone()
     wanted[rows] += scale[:, None] * torch.nn.functional.linear(x[rows], w, b)
@@ -60,7 +68,9 @@ def test_linear_bf16_rounded(k):
     # Against rounded activations only float32 summation is left; against exact ones the rounding shows.
     assert (ours.double() - rounded).abs().max() < 2e-6 * k**0.5 * 4
     assert_as_exact_as_torch(
-        ours, torch.nn.functional.linear(x.bfloat16(), w), torch.nn.functional.linear(x.double(), w.double())
+        ours,
+        torch.nn.functional.linear(x.bfloat16(), w),
+        torch.nn.functional.linear(x.double(), w.double()),
     )
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flexidepth import reference
 
+from flexidepth import reference
 from flexidepth_ext import ops
 from flexidepth_ext.errors import ShapeError, ValueOutOfRangeError
 
@@ -28,7 +28,14 @@ def gates(x, r, order, fold, ctx):
         else {"dec": ops.PackedWeight(r["dec"]), "head": r["head"].reshape(-1).contiguous()}
     )
     return ops.router_gate(
-        x, ops.PackedWeight(r["enc"]), r["norm"], bias=float(r["bias"]), eps=1e-5, order=order, ctx=ctx, **kwargs
+        x,
+        ops.PackedWeight(r["enc"]),
+        r["norm"],
+        bias=float(r["bias"]),
+        eps=1e-5,
+        order=order,
+        ctx=ctx,
+        **kwargs,
     )
 
 
@@ -53,7 +60,9 @@ def test_the_orders_differ():
 
 def test_gate_bits_do_not_depend_on_rows_or_threads(isa):
     r, x = router(), torch.randn(150, 96)
-    alone = torch.cat([gates(row[None].contiguous(), r, "norm_tanh", True, ops.context(1, isa)) for row in x])
+    alone = torch.cat(
+        [gates(row[None].contiguous(), r, "norm_tanh", True, ops.context(1, isa)) for row in x]
+    )
     for threads in (1, 2, 4):
         assert torch.equal(gates(x, r, "norm_tanh", True, ops.context(threads, isa)), alone)
 
@@ -62,7 +71,12 @@ def test_extreme_activations_saturate():
     r = router()
     r["head"] = r["head"] * 1e4
     w = gates(torch.randn(50, 96) * 1e6, r, "norm_tanh", True, None)
-    assert torch.isfinite(w).all() and ((w == 0) | (w == 1)).any() and (w >= 0).all() and (w <= 1).all()
+    assert (
+        torch.isfinite(w).all()
+        and ((w == 0) | (w == 1)).any()
+        and (w >= 0).all()
+        and (w <= 1).all()
+    )
 
 
 def test_fold_is_float64_rounded_once():
@@ -92,10 +106,14 @@ def test_compact_is_exact(rows, threshold):
 
 def test_compact_obeys_a_mask_and_unit_scales():
     w, forced = torch.rand(50), torch.randint(0, 2, (50,), dtype=torch.uint8)
-    ran, run_index, skip_index, run_scale, skip_scale = ops.compact(w, 0.5, forced=forced, unit_scales=True)
+    ran, run_index, _, run_scale, skip_scale = ops.compact(w, 0.5, forced=forced, unit_scales=True)
     assert torch.equal(ran, forced)
     assert torch.equal(run_index, forced.nonzero().flatten().int())
-    assert (run_scale == 1).all() and (skip_scale == 1).all() and len(run_scale) + len(skip_scale) == 50
+    assert (
+        (run_scale == 1).all()
+        and (skip_scale == 1).all()
+        and len(run_scale) + len(skip_scale) == 50
+    )
 
 
 def test_compact_skips_on_a_nan_gate_and_refuses_a_bad_threshold():

@@ -85,7 +85,7 @@ def _checked(
     narrow = dtype is not None and _narrows(name, tensor.dim())
     stored = tensor.detach().to("cpu", dtype if narrow else tensor.dtype).contiguous()
     check_finite(name, stored)
-    # Several tensors may be windows of one mapped file, which save_file takes for tied weights.
+    # save_file refuses two names for the same memory, which layers sharing a weight have.
     return stored.clone() if stored.data_ptr() == tensor.data_ptr() else stored
 
 

@@ -1,45 +1,29 @@
-"""Shared by the commands: error handling, model options, printing to stderr."""
+"""Shared by the commands: error handling, loading, the meaning of --force-routing, printing."""
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from ..config import FlexiDepthConfig
     from ..llm import FlexiDepth
-    from ..routing import ForceRouting
+    from ..metrics import Metrics
+    from ..routing import ForceRouting, RoutingReport
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-Model = Annotated[
-    str, typer.Argument(help="A directory, a .gguf file, a hub id (org/model), or smollm2-135m.")
-]
-Threads = Annotated[
-    int | None, typer.Option("--threads", "-t", help="Threads; default: those available.")
-]
-DType = Annotated[str, typer.Option("--dtype", help="auto (bfloat16), bfloat16 or float32.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of sampling; default: random.")]
-ForceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--force-routing",
-        help="all, none, dense, layers that run (16,18,20), a skip ratio (0.5), or a routing report (FILE.json).",
-    ),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option("--skip-threshold", help="Run a layer when its gate is above this, 0 to 1."),
-]
 INTERRUPTED = 130
+DEBUG_VARIABLE = "FLEXIDEPTH_DEBUG"
+_EXPECTED = (OSError, ImportError, ValueError, TypeError)
 
 
 def say(text: str) -> None:
@@ -48,14 +32,16 @@ def say(text: str) -> None:
 
 
 def command_errors(function: Function) -> Function:
-    """Turn expected errors into one line on stderr and exit code 1, Ctrl-C into 130."""
+    """Turn an error into one line on stderr and exit code 1, Ctrl-C into 130."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from flexidepth_ext.errors import FlexiDepthError
+        from ..errors import FlexiDepthError
 
         try:
             return function(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
         except KeyboardInterrupt:
             say("interrupted")
             raise typer.Exit(INTERRUPTED) from None
@@ -63,17 +49,32 @@ def command_errors(function: Function) -> Function:
             # The reader of our output is gone; keep Python from complaining about it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
-        except (FlexiDepthError, OSError, ImportError, ValueError, TypeError) as error:
-            if os.environ.get("FLEXIDEPTH_DEBUG"):
+        except Exception as error:
+            if os.environ.get(DEBUG_VARIABLE):
                 raise
-            say(f"error: {error}")
+            if isinstance(error, (FlexiDepthError, *_EXPECTED)):
+                say(f"error: {describe_error(error)}")
+            else:
+                say(f"error: unexpected {type(error).__name__}: {error}; --debug shows where")
             raise typer.Exit(1) from None
 
     return wrapped  # type: ignore[return-value]
 
 
+def describe_error(error: Exception) -> str:
+    """The message of an error, a system's error with its file name and without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
 def load_model(
-    model: str, *, device: str, dtype: str, threads: int | None, quiet: bool = False
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    max_length: int | None = None,
 ) -> FlexiDepth:
     """A loaded model, with a progress bar on a terminal."""
     from rich.console import Console
@@ -81,38 +82,83 @@ def load_model(
 
     from ..llm import FlexiDepth
 
-    notify = (lambda _: None) if quiet else say
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(f"loading {model}", total=None)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"loading {Path(model).name}", total=None)
         return FlexiDepth.from_pretrained(
             model,
             device=device,
             dtype=dtype,
             num_threads=threads,
-            notify=notify,
+            max_length=max_length,
+            notify=say,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
 
-def parse_force_routing(text: str | None) -> ForceRouting:
-    """What --force-routing means; errors about values come from the model, which knows its layers."""
+def parse_force_routing(text: str | None) -> ForceRouting | RoutingReport:
+    """What --force-routing says. A number with a point is a ratio, whole numbers are layers.
+
+    Whether the layers and the ratio fit is for the model to say, which knows its layers.
+    """
     if text is None or text in ("all", "none", "dense"):
         return text
     if text.endswith(".json"):
         from ..routing import RoutingReport
 
-        return RoutingReport.load(Path(text)).mask()
+        return RoutingReport.load(Path(text))
     try:
-        if "," not in text and ("." in text or float(text) in (0, 1)):
+        if "." in text:
             return float(text)
-        return [int(part) for part in text.split(",") if part.strip()]
+        return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(
-            f"--force-routing {text!r}: wanted all, none, dense, layers (16,18), a ratio (0.5) or FILE.json"
+            f"--force-routing {text!r}: wanted all, none, dense, layers (16,18), a ratio (0.5) or "
+            "FILE.json"
         ) from None
 
 
+def fit_force_routing(
+    force: ForceRouting | RoutingReport, config: FlexiDepthConfig
+) -> ForceRouting:
+    """A routing for the API: checked against the model's layers, a report turned into its mask."""
+    from ..errors import ShapeError
+    from ..routing import RoutingReport, resolve_force_routing
+
+    if isinstance(force, RoutingReport):
+        if force.routing_layers != list(config.routing_layers):
+            raise ShapeError(
+                f"force_routing: the report routes layers {force.routing_layers}, this model "
+                f"{list(config.routing_layers)}; replay it with the model that it was made with"
+            )
+        force = force.mask()
+    resolve_force_routing(force, config)
+    return force
+
+
+def layer_scale(config: FlexiDepthConfig) -> tuple[int, int]:
+    """(fewest, most) layers that a token can use."""
+    return config.num_hidden_layers - config.num_routed_layers, config.num_hidden_layers
+
+
+def untrained(llm: FlexiDepth) -> bool:
+    """Whether the model has routers and nobody has trained them."""
+    return llm.config.num_routed_layers > 0 and not llm.routers_trained
+
+
+def decode_rate(metrics: Metrics) -> str:
+    """Decode speed as text; one token alone has no time between tokens."""
+    return f"{metrics.decode_tps:.1f} tok/s" if metrics.new_tokens > 1 else "one token"
+
+
 def print_json(content: Any) -> None:
-    """The result on stdout."""
-    print(json.dumps(content, ensure_ascii=False, indent=2))
+    """The result on stdout, as JSON that every reader takes: what is not a number becomes null."""
+    print(json.dumps(_finite(content), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,29 +4,49 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .common import (
-    Device,
-    DType,
-    ForceOption,
-    Json,
-    Model,
-    Seed,
-    Threads,
-    Threshold,
     command_errors,
+    decode_rate,
+    fit_force_routing,
+    layer_scale,
     load_model,
     parse_force_routing,
     print_json,
     say,
+    untrained,
 )
+from .options import (
+    Color,
+    Device,
+    DType,
+    ForceOption,
+    Json,
+    MaxLength,
+    MinP,
+    Model,
+    RepetitionPenalty,
+    Seed,
+    StopStrings,
+    Temperature,
+    Threads,
+    Threshold,
+    TopK,
+    TopP,
+)
+
+if TYPE_CHECKING:
+    from ..generation.output import GenerationOutput
+    from ..llm import FlexiDepth
 
 _HELP = """Generate text, tokens coloured by the layers they used.
 
-Example: flexidepth generate smollm2-135m "The capital of France is" --max-new-tokens 32 --force-routing all
+Standard output carries the text alone; figures go to standard error.
+
+Example: flexidepth generate smollm2-135m "The capital of France is" --force-routing all
 """
 
 
@@ -40,79 +60,132 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 = greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="0 = off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="1 = off.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="0 = off.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 = off.")] = 1.0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
+    do_sample: Annotated[
+        bool | None,
+        typer.Option(
+            "--do-sample/--no-do-sample", help="Default: sample at a temperature above 0."
+        ),
     ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    eos_token_id: Annotated[
+        list[int] | None,
+        typer.Option(help="Token that ends the answer; may be repeated; default: the model's."),
+    ] = None,
+    stop_strings: StopStrings = None,
     seed: Seed = None,
+    num_return_sequences: Annotated[int, typer.Option(help="Answers to the prompt.")] = 1,
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: log-probabilities, and those of the top n.")
+    ] = None,
     use_chat: Annotated[
         bool, typer.Option("--chat/--raw", help="Apply the chat template to the prompt.")
     ] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Print tokens as they come.")
+    ] = True,
     force_routing: ForceOption = None,
     skip_threshold: Threshold = None,
     routing_out: Annotated[
-        Path | None, typer.Option(help="Write the routing report here, for `plot`.")
+        Path | None, typer.Option(help="Write the routing report here, for `plot` or a replay.")
     ] = None,
-    color: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
+    color: Color = "auto",
+    max_length: MaxLength = None,
     threads: Threads = None,
     dtype: DType = "auto",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    from ..terminal import legend, make_console, print_token
-
+    if routing_out is not None and num_return_sequences > 1:
+        raise typer.BadParameter("--routing-out takes one answer; leave --num-return-sequences out")
     force = parse_force_routing(force_routing)
     text = sys.stdin.read() if prompt == "-" else prompt
-    with load_model(model, device=device, dtype=dtype, threads=threads, quiet=as_json) as llm:
-        if not llm.routers_trained and force is None:
+    arguments: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": do_sample,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "eos_token_id": eos_token_id or None,
+        "stop_strings": stop_strings or (),
+        "seed": seed,
+        "num_return_sequences": num_return_sequences,
+        "logprobs": logprobs,
+        "skip_threshold": skip_threshold,
+        "return_routing": as_json or routing_out is not None,
+    }
+    with load_model(
+        model, device=device, dtype=dtype, threads=threads, max_length=max_length
+    ) as llm:
+        arguments["force_routing"] = fit_force_routing(force, llm.config)
+        if untrained(llm) and force is None:
             say(
-                "note: this model's routers are seeded, not trained; --force-routing all gives the base model"
+                "note: this model's routers are seeded, not trained; --force-routing all gives the "
+                "base model"
             )
-        console = make_console(color)
-        most = llm.config.num_hidden_layers
-        fewest = most - llm.config.num_routed_layers
-        arguments: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "stop_strings": stop or (),
-            "seed": seed,
-            "force_routing": force,
-            "skip_threshold": skip_threshold,
-            "return_routing": routing_out is not None,
-        }
-        out = None
-        for chunk in llm.stream(
-            [{"role": "user", "content": text}] if use_chat else text, **arguments
-        ):
-            if not as_json:
-                print_token(console, chunk.text, chunk.layers_used, fewest, most)
-            out = chunk.output or out
-        assert out is not None
-        if routing_out is not None and out.routing is not None:
-            routing_out.write_text(out.routing.to_json(), encoding="utf-8")
-        if as_json:
-            print_json(
-                {
-                    "text": out.text,
-                    "token_ids": out.token_ids,
-                    "finish_reason": out.finish_reason,
-                    "seed": out.seed,
-                    "metrics": out.metrics.to_dict(),
-                }
-            )
-            return
-        console.print()
-        m = out.metrics
-        make_console(color, stderr=True).print(legend(fewest, most))
-        say(
-            f"[{m.prompt_tokens} prompt tokens at {m.prefill_tps:.0f} tok/s, {m.new_tokens} new ones at "
-            f"{m.decode_tps:.1f} tok/s, {m.mean_layers_used:.1f} of {most} layers, {out.finish_reason}, seed {out.seed}]"
-        )
+        asked: Any = [{"role": "user", "content": text}] if use_chat else text
+        if as_json or num_return_sequences > 1:
+            answers = llm.generate(asked, **arguments)
+            outputs = answers if isinstance(answers, list) else [answers]
+        else:
+            outputs = [_print_answer(llm, asked, arguments, color, stream=stream)]
+        if routing_out is not None and (report := outputs[0].routing) is not None:
+            routing_out.write_text(report.to_json(), encoding="utf-8")
+    if as_json:
+        described = [_describe(out) for out in outputs]
+        print_json(described if num_return_sequences > 1 else described[0])
+        return
+    if num_return_sequences > 1:
+        print("\n---\n".join(out.text for out in outputs))
+    for out in outputs:
+        _say_figures(out, llm.config.num_hidden_layers)
+
+
+def _print_answer(
+    llm: FlexiDepth, prompt: Any, arguments: dict[str, Any], color: str, *, stream: bool
+) -> GenerationOutput:
+    """Print one answer token by token and return it whole."""
+    from ..terminal import TokenPrinter
+
+    printer = TokenPrinter(color, *layer_scale(llm.config))
+    printer.legend()
+    chunks = llm.stream(prompt, **arguments)
+    out = None
+    for chunk in chunks if stream else list(chunks):
+        printer.token(chunk.text, chunk.layers_used)
+        out = chunk.output or out
+    print(flush=True)
+    assert out is not None  # the last chunk of a stream has it
+    return out
+
+
+def _describe(out: GenerationOutput) -> dict[str, Any]:
+    """An answer as plain values. layers_used: of the pass that chose each token."""
+    described: dict[str, Any] = {
+        "text": out.text,
+        "token_ids": out.token_ids,
+        "finish_reason": out.finish_reason,
+        "seed": out.seed,
+        "metrics": out.metrics.to_dict(),
+    }
+    if (report := out.routing) is not None:
+        described["layers_used"] = report.layers_used[report.prompt_length - 1 :]
+        described["skip_rate"] = {str(layer): rate for layer, rate in report.skip_rate.items()}
+    if out.logprobs is not None:
+        described["logprobs"] = out.logprobs
+        described["top_logprobs"] = out.top_logprobs
+    return described
+
+
+def _say_figures(out: GenerationOutput, most: int) -> None:
+    m = out.metrics
+    say(
+        f"[{m.prompt_tokens} prompt tokens at {m.prefill_tps:.0f} tok/s, {m.new_tokens} new: "
+        f"{decode_rate(m)}, {m.mean_layers_used:.1f} of {most} layers, {out.finish_reason}, "
+        f"seed {out.seed}]"
+    )

@@ -10,7 +10,10 @@ import typer
 
 from .common import command_errors
 
-_HELP = """Draw a routing report (generate --routing-out) or a bench result (bench --output-dir) as PNG or SVG.
+_HELP = """Draw a routing report or a benchmark as PNG or SVG.
+
+A routing report comes from `generate --routing-out`, a benchmark from `bench --output-dir` or
+`bench -o json`.
 
 Example: flexidepth plot routing.json -o routing.png
 """
@@ -25,13 +28,16 @@ def register(app: typer.Typer) -> None:
 def plot(
     source: Annotated[Path, typer.Argument(help="The JSON file to draw.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: a .png or .svg file.")],
-    max_tokens: Annotated[int, typer.Option(help="Draw at most this many last tokens.")] = 120,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Draw at most this many of the last tokens.")
+    ] = 120,
 ) -> None:
     from ..errors import CheckpointError
-    from ..plots import routing_figure, save_figure, speed_figure
+    from ..plots import check_figure_path, routing_figure, save_figure, speed_figure
     from ..routing import RoutingReport
 
-    text = source.read_text(encoding="utf-8")
+    check_figure_path(out)
+    text = source.read_text(encoding="utf-8", errors="replace")
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -39,9 +45,8 @@ def plot(
     is_bench = isinstance(content, dict) and str(content.get("format", "")).startswith(
         "flexidepth-bench"
     )
-    figure = (
-        speed_figure(content)
-        if is_bench
-        else routing_figure(RoutingReport.from_json(text), max_tokens)
-    )
+    if is_bench:
+        figure = speed_figure(content)
+    else:
+        figure = routing_figure(RoutingReport.from_json(text), max_tokens)
     print(save_figure(figure, out))

@@ -25,7 +25,9 @@ class Chat:
         self.llm = llm
         self.arguments = arguments
         self.cache = llm.new_cache()
-        self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self._system: list[Message] = (
+            [] if system is None else [{"role": "system", "content": system}]
+        )
         self.messages: list[Message] = list(self._system)
 
     def reset(self) -> None:
@@ -46,7 +48,9 @@ class Chat:
         conversation = [*self.messages, {"role": "user", "content": text}]
         answer = ""
         try:
-            for chunk in self.llm.stream(conversation, cache=self.cache, **{**self.arguments, **arguments}):
+            for chunk in self.llm.stream(
+                conversation, cache=self.cache, **{**self.arguments, **arguments}
+            ):
                 answer += chunk.text
                 yield chunk
         finally:

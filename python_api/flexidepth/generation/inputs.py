@@ -52,12 +52,16 @@ def chat_ids(messages: list[Message], tokenizer: Any | None) -> list[int]:
         )
     for message in messages:
         if not isinstance(message, dict) or {"role", "content"} - message.keys():
-            raise ValueOutOfRangeError(f"chat: message {message!r}; wanted {{'role': ..., 'content': ...}}")
+            raise ValueOutOfRangeError(
+                f"chat: message {message!r}; wanted {{'role': ..., 'content': ...}}"
+            )
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)  # type: ignore[union-attr]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[misc]
 
 
 def _need(tokenizer: Any | None, what: str) -> Any:
     if tokenizer is None:
-        raise UnsupportedError(f"generate: {what} was given, but this model came without a tokenizer; pass token ids")
+        raise UnsupportedError(
+            f"generate: {what} was given, but this model came without a tokenizer; pass token ids"
+        )
     return tokenizer

@@ -32,7 +32,9 @@ class Sequence:
     eos: frozenset[int]
     seed: int
     cached_tokens: int = 0
-    twin: Sequence | None = None  # an answer to the same prompt, whose computed prompt this one copies
+    twin: Sequence | None = (
+        None  # an answer to the same prompt, whose computed prompt this one copies
+    )
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -67,9 +69,18 @@ class Decoder:
     """Runs sequences through an engine under one set of parameters."""
 
     def __init__(
-        self, engine: Engine, params: GenerationParams, routing: ForcedRouting, thresholds: Tensor | None
+        self,
+        engine: Engine,
+        params: GenerationParams,
+        routing: ForcedRouting,
+        thresholds: Tensor | None,
     ) -> None:
-        self.engine, self.params, self.routing, self.thresholds = engine, params, routing, thresholds
+        self.engine, self.params, self.routing, self.thresholds = (
+            engine,
+            params,
+            routing,
+            thresholds,
+        )
 
     def run(self, sequences: list[Sequence]) -> Iterator[TokenEvent]:
         """Yield tokens as they come, sequences interleaved."""
@@ -77,7 +88,9 @@ class Decoder:
             group = list(enumerate(sequences))[begin : begin + MAX_BATCH]
             logits = torch.cat([self.begin(sequence) for _, sequence in group])
             while True:
-                for (index, sequence), token, logprob in zip(group, *self.choose(group, logits), strict=True):
+                for (index, sequence), token, logprob in zip(
+                    group, *self.choose(group, logits), strict=True
+                ):
                     yield self.accept(index, sequence, token, logprob)
                 group = [(i, s) for i, s in group if s.finish_reason is None]
                 if not group:
@@ -95,7 +108,10 @@ class Decoder:
             sequence.cache.kv.copy_from(twin.cache.kv)
             sequence.cache.kv.truncate(len(sequence.prompt))
             sequence.cache.token_ids = list(sequence.prompt)
-            sequence.gates, sequence.ran = twin.gates[: twin.prompt_chunks], twin.ran[: twin.prompt_chunks]
+            sequence.gates, sequence.ran = (
+                twin.gates[: twin.prompt_chunks],
+                twin.ran[: twin.prompt_chunks],
+            )
             sequence.prefill_s, sequence.prompt_chunks = twin.prefill_s, twin.prompt_chunks
             sequence.prompt_logits = twin.prompt_logits
         return sequence.prompt_logits.clone()
@@ -126,7 +142,9 @@ class Decoder:
             sequence.record(step, slice(i, i + 1))
         return step.logits
 
-    def forward(self, ids: Tensor, counts: list[int], sequences: list[Sequence], mask: Tensor | None) -> StepResult:
+    def forward(
+        self, ids: Tensor, counts: list[int], sequences: list[Sequence], mask: Tensor | None
+    ) -> StepResult:
         """One engine call."""
         return self.engine.forward(
             ids,
@@ -137,7 +155,9 @@ class Decoder:
             thresholds=self.thresholds,
         )
 
-    def choose(self, group: list[tuple[int, Sequence]], logits: Tensor) -> tuple[list[int], list[float]]:
+    def choose(
+        self, group: list[tuple[int, Sequence]], logits: Tensor
+    ) -> tuple[list[int], list[float]]:
         """Next token of each sequence and its log-probability."""
         params = self.params
         if params.repetition_penalty != 1.0 or params.logits_processor:
@@ -150,7 +170,9 @@ class Decoder:
             top_p=params.top_p,
             min_p=params.min_p,
             seeds=torch.tensor([s.seed for _, s in group], dtype=torch.int64),
-            positions=torch.tensor([len(s.prompt) + len(s.tokens) for _, s in group], dtype=torch.int64),
+            positions=torch.tensor(
+                [len(s.prompt) + len(s.tokens) for _, s in group], dtype=torch.int64
+            ),
         )
         if params.logprobs is not None:
             top = torch.log_softmax(logits, -1).topk(params.logprobs)
@@ -167,7 +189,7 @@ class Decoder:
         penalty = self.params.repetition_penalty
         ids = torch.tensor([sequence.prompt + sequence.tokens], dtype=torch.int64)
         if penalty != 1.0:
-            seen = ids.unique()
+            seen = torch.unique(ids)
             values = scores[0, seen]
             scores[0, seen] = torch.where(values < 0, values * penalty, values / penalty)
         for processor in self.params.logits_processor:
@@ -177,7 +199,9 @@ class Decoder:
     def check_criteria(self, sequence: Sequence, token: int, scores: Tensor) -> None:
         """Ask the caller's stopping criteria about the sequence with its new token."""
         ids = torch.tensor([[*sequence.prompt, *sequence.tokens, token]], dtype=torch.int64)
-        if any(bool(torch.as_tensor(stop(ids, scores)).all()) for stop in self.params.stopping_criteria):
+        if any(
+            bool(torch.as_tensor(stop(ids, scores)).all()) for stop in self.params.stopping_criteria
+        ):
             sequence.finish_reason = "stopped"
 
     def accept(self, index: int, sequence: Sequence, token: int, logprob: float) -> TokenEvent:
@@ -194,7 +218,10 @@ class Decoder:
             delta = sequence.stream.push(token)
             if sequence.stream.stopped:
                 sequence.finish_reason = "stop"
-            elif len(sequence.tokens) >= self.params.max_new_tokens and sequence.finish_reason is None:
+            elif (
+                len(sequence.tokens) >= self.params.max_new_tokens
+                and sequence.finish_reason is None
+            ):
                 sequence.finish_reason = "length"
         if sequence.finish_reason is not None:
             delta += sequence.stream.finish()

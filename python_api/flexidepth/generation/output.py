@@ -44,7 +44,11 @@ def make_output(
     seed: int,
 ) -> GenerationOutput:
     """Collect a finished sequence."""
-    ran = torch.cat(sequence.ran) if sequence.ran else torch.empty(0, config.num_routed_layers, dtype=torch.uint8)
+    ran = (
+        torch.cat(sequence.ran)
+        if sequence.ran
+        else torch.empty(0, config.num_routed_layers, dtype=torch.uint8)
+    )
     report = routing_report(sequence, config, tokenizer, mode) if with_routing else None
     computed = len(sequence.prompt) - sequence.cached_tokens
     decoded = ran[computed:] if len(ran) > computed else ran
@@ -62,7 +66,9 @@ def make_output(
             prefill_s=sequence.prefill_s,
             decode_s=sequence.last_token - sequence.first_token,
             ttft_s=sequence.first_token - sequence.started,
-            mean_layers_used=always + float(decoded.sum(1).float().mean()) if len(decoded) else float("nan"),
+            mean_layers_used=always + float(decoded.sum(1).float().mean())
+            if len(decoded)
+            else float("nan"),
             peak_memory_bytes=peak_memory_bytes(),
         ),
         logprobs=sequence.logprobs if with_logprobs else None,
@@ -71,7 +77,9 @@ def make_output(
     )
 
 
-def routing_report(sequence: Sequence, config: FlexiDepthConfig, tokenizer: Any | None, mode: str) -> RoutingReport:
+def routing_report(
+    sequence: Sequence, config: FlexiDepthConfig, tokenizer: Any | None, mode: str
+) -> RoutingReport:
     """Routing of every token that was computed: the prompt behind its cached part, then the answer.
 
     The last token of an answer was chosen but never computed, so it has no row.

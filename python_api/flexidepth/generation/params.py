@@ -51,16 +51,28 @@ class GenerationParams:
         for name in ("max_new_tokens", "num_return_sequences"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         if self.temperature is not None:
-            _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 (greedy) or more")
+            _check(
+                "temperature",
+                self.temperature,
+                0 <= self.temperature < math.inf,
+                "0 (greedy) or more",
+            )
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "a value in (0, 1]")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "a value in [0, 1]")
-        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        _check(
+            "repetition_penalty",
+            self.repetition_penalty,
+            0 < self.repetition_penalty < math.inf,
+            "above 0",
+        )
         if self.logprobs is not None:
             _check("logprobs", self.logprobs, self.logprobs >= 0, "0 or more")
         if isinstance(self.stop_strings, str):
             self.stop_strings = (self.stop_strings,)
-        _check("stop_strings", self.stop_strings, all(self.stop_strings), "texts that are not empty")
+        _check(
+            "stop_strings", self.stop_strings, all(self.stop_strings), "texts that are not empty"
+        )
         if self.seed is None:
             self.seed = int.from_bytes(os.urandom(7), "little")
         if self.do_sample is None:
@@ -79,7 +91,9 @@ def make_params(arguments: dict[str, Any]) -> GenerationParams:
     known = [field.name for field in fields(GenerationParams)]
     for name in arguments:
         if name not in known:
-            close = difflib.get_close_matches(name, [*known, "force_routing", "skip_threshold", "return_routing"], n=1)
+            close = difflib.get_close_matches(
+                name, [*known, "force_routing", "skip_threshold", "return_routing"], n=1
+            )
             hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
             raise TypeError(f"generate: unknown argument {name!r}{hint}")
     return GenerationParams(**arguments)

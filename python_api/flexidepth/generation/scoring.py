@@ -32,7 +32,9 @@ class Score:
         return float(torch.exp(-self.logprobs.mean()))
 
 
-def score_ids(engine: Engine, ids: list[int], routing: ForcedRouting, thresholds: Tensor | None) -> Score:
+def score_ids(
+    engine: Engine, ids: list[int], routing: ForcedRouting, thresholds: Tensor | None
+) -> Score:
     """Score one token sequence of at least two tokens."""
     cache = engine.new_cache(len(ids))
     rows = min(_ROWS, engine.max_rows)

@@ -15,7 +15,9 @@ class TextStream:
     text that may turn out to begin a stop string. `text` is everything returned so far.
     """
 
-    def __init__(self, tokenizer: Any | None, stop_strings: Sequence[str], skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: Any | None, stop_strings: Sequence[str], skip_special_tokens: bool
+    ) -> None:
         self.text = ""
         self.stopped = False
         self._held = ""
