@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from flexidepth.checkpoints import open_checkpoint
+from flexidepth.checkpoints import directory, open_checkpoint
 from flexidepth.checkpoints.checkpoint import expected_shapes
 from flexidepth.modeling import FlexiDepthForCausalLM
 from tests.checkpoints.tiny import save_base, state
@@ -85,13 +86,20 @@ def test_a_tied_head_stored_twice_and_old_constants_are_ignored(tmp_path: Path) 
     assert "lm_head.weight" not in dict(open_checkpoint(tmp_path).tensors())
 
 
-def test_rereading_the_file_in_pieces_gives_the_same_tensors(
+def test_a_file_is_not_kept_mapped_for_longer_than_a_few_tensors(
     llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = dict(open_checkpoint(llama_dir).tensors())
-    monkeypatch.setattr("flexidepth.checkpoints.directory._MAPPED_BYTES", 1)
-    for name, tensor in open_checkpoint(llama_dir).tensors():
-        assert torch.equal(tensor, whole[name])
+    checkpoint = open_checkpoint(llama_dir, routing={"routing_layers": []})
+    whole = dict(checkpoint.tensors())
+    opened = []
+    monkeypatch.setattr(directory, "_MAPPED_BYTES", 100_000)
+    monkeypatch.setattr(
+        directory, "_open", lambda path: opened.append(path) or safe_open(path, "pt")
+    )
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in checkpoint.tensors())
+    size = sum(tensor.nbytes for tensor in whole.values())
+    largest = max(tensor.nbytes for tensor in whole.values())
+    assert size / (100_000 + largest) <= len(opened) <= size / 100_000 + 1
 
 
 def test_special_tokens_of_generation_config_win(llama_dir: Path) -> None:

@@ -118,6 +118,15 @@ def test_a_tied_head_is_not_stored_twice(tmp_path: Path) -> None:
     assert load_file(out / "model.safetensors").keys() == expected_shapes(checkpoint.config).keys()
 
 
+def test_layers_may_share_a_weight(opened: Checkpoint, tmp_path: Path) -> None:
+    tensors = dict(opened.tensors())
+    shared = tensors["model.layers.0.input_layernorm.weight"]
+    tensors["model.layers.1.input_layernorm.weight"] = shared
+    out = save_checkpoint(opened.config, tensors.items(), tmp_path / "out")
+    stored = load_file(out / "model.safetensors")
+    assert torch.equal(stored["model.layers.1.input_layernorm.weight"], shared)
+
+
 def test_the_config_says_when_routers_are_only_seeded(opened: Checkpoint, tmp_path: Path) -> None:
     out = save_checkpoint(opened.config, opened.tensors(), tmp_path / "out", routers_trained=False)
     again = open_checkpoint(out)

@@ -66,6 +66,7 @@ MERGES = [
 ]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 USER_DEFINED = ["<tool>"]
+WHOLE = ["wow"]  # no merge leads there
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 
 
@@ -100,7 +101,9 @@ def state(model: Any) -> dict[str, torch.Tensor]:
 
 def gguf_vocabulary() -> tuple[list[str], list[int]]:
     """(tokens, token types): bytes, merged tokens, specials; types as in the GGUF specification."""
-    plain = sorted(pre_tokenizers.ByteLevel.alphabet()) + [m.replace(" ", "") for m in MERGES]
+    plain = (
+        sorted(pre_tokenizers.ByteLevel.alphabet()) + [m.replace(" ", "") for m in MERGES] + WHOLE
+    )
     tokens = SPECIAL + plain + USER_DEFINED
     kinds = [3] * len(SPECIAL) + [1] * len(plain) + [4] * len(USER_DEFINED)
     missing = SIZES["vocab_size"] - len(tokens)

@@ -61,7 +61,7 @@ def directory_config(
     missing = [key for key in _REQUIRED if key not in content and kind != "flexidepth"]
     if kind is None or missing:
         raise CheckpointError(f"{path}: lacks {', '.join(missing or ['model_type'])}")
-    pass
+    _merge_generation(directory, content)
     trained = bool(content.pop(TRAINED_KEY, True))
     if kind == "flexidepth":
         stored = _parse(path, content)
