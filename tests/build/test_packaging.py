@@ -74,8 +74,8 @@ def test_the_test_command_of_the_readme_is_a_whole_setup() -> None:
     )
 
 
-def test_the_main_command_of_the_readme_is_a_whole_setup() -> None:
-    command = _block("<!-- main command -->")
+def test_the_demo_command_of_the_readme_is_a_whole_setup() -> None:
+    command = _block("<!-- demo command -->")
     assert command == (
         "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt . "
         "&& .venv/bin/flexidepth demo"
