@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from flexidepth.checkpoints import directory, open_checkpoint
 from flexidepth.checkpoints.checkpoint import expected_shapes
 from flexidepth.modeling import FlexiDepthForCausalLM
-from tests.checkpoints.tiny import save_base, state
+from tests.checkpoints.tiny import rope_arguments, save_base, state
 
 KINDS = ["llama", "qwen2", "mistral"]
 
@@ -126,7 +126,7 @@ def test_llama3_rope_scaling_reaches_the_logits(tmp_path: Path) -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }
-    base = save_base(tmp_path, rope_parameters=rope)
+    base = save_base(tmp_path, **rope_arguments(rope))
     checkpoint = open_checkpoint(tmp_path)
     model = FlexiDepthForCausalLM(checkpoint.config).eval()
     model.load_state_dict(dict(checkpoint.tensors()))

@@ -19,7 +19,7 @@ from flexidepth.checkpoints.checkpoint import expected_shapes
 from flexidepth.checkpoints.gguf_header import read_header
 from flexidepth.errors import CheckpointError, UnsupportedError
 from flexidepth.modeling import FlexiDepthForCausalLM
-from tests.checkpoints.tiny import base_model, state, write_gguf
+from tests.checkpoints.tiny import base_model, rope_arguments, state, write_gguf
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -81,9 +81,8 @@ def test_biases_of_a_llama_are_reordered_with_their_rows(tmp_path: Path) -> None
 
 
 def test_the_configuration_comes_from_the_metadata(tmp_path: Path) -> None:
-    model = base_model(
-        rope_parameters={"rope_type": "default", "rope_theta": 12345.0}, rms_norm_eps=3e-6
-    )
+    rope = {"rope_type": "default", "rope_theta": 12345.0}
+    model = base_model(rms_norm_eps=3e-6, **rope_arguments(rope))
     metadata = {"tokenizer.ggml.eot_token_id": 0}
     checkpoint = open_checkpoint(
         write_gguf(tmp_path / "tiny.gguf", model, metadata=metadata), seed=1
@@ -102,7 +101,7 @@ def test_the_configuration_comes_from_the_metadata(tmp_path: Path) -> None:
         "pad_token_id",
     ):
         assert getattr(config, key) == getattr(model.config, key), key
-    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 12345.0}
+    assert config.rope_parameters == rope
     assert config.rms_norm_eps == pytest.approx(3e-6)
     assert config.eos_token_id == [2, 0]
     assert config.routing_layers == [2, 3]
@@ -124,7 +123,7 @@ def llama3_factors(config: Any) -> np.ndarray:
 
 
 def test_llama3_scaling_is_recognised_by_its_factors(tmp_path: Path) -> None:
-    model = base_model(rope_parameters=LLAMA3, head_dim=32)
+    model = base_model(head_dim=32, **rope_arguments(LLAMA3))
     factors = llama3_factors(model.config)
     assert (factors.min(), factors.max()) == pytest.approx((1, 32))
     assert np.any((factors > 1.5) & (factors < 31))  # the band between, where a mistake would show

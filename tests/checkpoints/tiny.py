@@ -70,6 +70,20 @@ WHOLE = ["wow"]  # no merge leads there
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 
 
+def rope_arguments(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a transformers configuration: 5 has one field, 4 has two."""
+    if "rope_parameters" in LlamaConfig().to_dict():
+        return {"rope_parameters": parameters}
+    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    plain = scaling == {"rope_type": "default"}
+    return {"rope_theta": parameters["rope_theta"], "rope_scaling": None if plain else scaling}
+
+
+def _rope_theta(config: Any) -> float:
+    parameters = getattr(config, "rope_parameters", None)
+    return float(parameters["rope_theta"] if parameters else config.rope_theta)
+
+
 def base_model(kind: str = "llama", **changes: Any) -> Any:
     """A transformers model with weights large enough for logits to tell mistakes apart."""
     config_class, model_class = CLASSES[kind]
@@ -150,7 +164,7 @@ def write_gguf(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
+    writer.add_rope_freq_base(_rope_theta(config))
     for key, value in (metadata or {}).items():
         add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[
             type(value)
