@@ -22,9 +22,11 @@ before = status()['VmRSS']
 begin = time.perf_counter()
 llm = FlexiDepth.from_pretrained(sys.argv[1], dtype=sys.argv[2])
 seconds = time.perf_counter() - begin
-cache = llm.new_cache(1024)
-llm.generate([1] * 512, cache=cache, max_new_tokens=64, eos_token_id=-1, force_routing='all')
+prompt, new = min(512, llm.max_length // 2), min(64, llm.max_length // 4)
+cache = llm.new_cache(prompt + new)
+llm.generate([1] * prompt, cache=cache, max_new_tokens=new, eos_token_id=-1, force_routing='all')
 print(json.dumps({
+    'prompt_tokens': prompt, 'new_tokens': new,
     'load_s': seconds, 'peak_bytes': status()['VmHWM'] - before,
     'weight_bytes': llm.engine.weight_bytes, 'cache_bytes': cache.nbytes,
 }))
@@ -32,9 +34,10 @@ print(json.dumps({
 
 
 def measure_memory(model: str, dtype: str) -> dict[str, Any] | None:
-    """Cost of loading and of generating 512 + 64 tokens; None where the system has no /proc.
+    """Cost of loading and generating; None where the system has no /proc.
 
-    Seconds to load (files warm), peak resident bytes above the imports, bytes of weights and cache.
+    Seconds to load (files warm), peak resident bytes above the imports, bytes of weights and cache
+    with a prompt of 512 tokens and 64 new ones (fewer where the model has too few positions).
     """
     if not sys.platform.startswith("linux"):
         return None

@@ -37,14 +37,18 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure. skips None = every number of layers; threads None = all available."""
+    """What to measure.
+
+    skips: numbers of layers, "all" = every number, "quarters" = 0, 1/4, 1/2, 3/4 and all of the routed
+    ones. threads: None = all available.
+    """
 
     model: str
     dtype: str
     prompt: int
     steps: int
     depth: int
-    skips: Sequence[int] | None
+    skips: Sequence[int] | str
     shares: Sequence[float]
     threads: Sequence[int] | None
     rounds: int
@@ -69,6 +73,19 @@ class BenchResult:
         }
 
 
+def resolve_skips(skips: Sequence[int] | str, num_routed: int) -> list[int]:
+    """The numbers of skipped layers that `skips` of BenchOptions means for a model."""
+    if skips == "all":
+        return list(range(num_routed + 1))
+    if skips == "quarters":
+        return sorted({round(num_routed * quarter / 4) for quarter in range(5)})
+    if isinstance(skips, str):
+        raise ValueError(f"bench: skip {skips!r}; wanted numbers, 'all' or 'quarters'")
+    if wrong := [n for n in skips if not 0 <= n <= num_routed]:
+        raise ValueError(f"bench: cannot skip {wrong} layers; this model routes {num_routed}")
+    return list(skips)
+
+
 def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
     """Measure; `notify` gets a line of text for each stage."""
     if options.dtype not in _DTYPES:
@@ -76,13 +93,7 @@ def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
     dtype = _DTYPES[options.dtype]
     checkpoint = open_checkpoint(options.model, notify=notify)
     config = checkpoint.config
-    skips = (
-        list(range(config.num_routed_layers + 1)) if options.skips is None else list(options.skips)
-    )
-    if wrong := [n for n in skips if not 0 <= n <= config.num_routed_layers]:
-        raise ValueError(
-            f"bench: cannot skip {wrong} layers; this model routes {config.num_routed_layers}"
-        )
+    skips = resolve_skips(options.skips, config.num_routed_layers)
     load_before = load_average()
     if load_before > 0.5:
         notify(f"warning: the machine is busy (load {load_before:.2f}); figures will be noisy")
@@ -244,7 +255,8 @@ def _postscript(header: dict[str, Any]) -> list[str]:
         )
     if (m := header["memory"]) is not None:
         parts.append(
-            f"Loading (files warm): {m['load_s']:.2f} s. Peak memory while loading and generating 512 + 64 "
+            f"Loading (files warm): {m['load_s']:.2f} s. Peak memory while loading and generating "
+            f"{m['prompt_tokens']} + {m['new_tokens']} "
             f"tokens: {m['peak_bytes'] / 1e6:.0f} MB above the imports, "
             f"{m['peak_over_weights_and_cache']:.2f} x weights ({m['weight_bytes'] / 1e6:.0f} MB) and cache "
             f"({m['cache_bytes'] / 1e6:.0f} MB)."

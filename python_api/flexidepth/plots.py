@@ -75,7 +75,6 @@ def _draw_decisions(
     axis: Any, report: RoutingReport, start: int, skip_rate: dict[int, float]
 ) -> None:
     decisions = report.ran[start:].T.numpy()
-    # The scale ends beyond 1 so that text over a run cell stays legible in every palette.
     axis.imshow(decisions, aspect="auto", cmap="Oranges", vmin=0, vmax=1.4, interpolation="nearest")
     labels = [f"{layer}  ({rate:.0%} skip)" for layer, rate in skip_rate.items()]
     axis.set_yticks(range(len(labels)), labels, fontsize=7)

@@ -9,10 +9,18 @@ from typing import Annotated
 import typer
 
 from . import bench, chat, convert, demo, doctor, generate, inspect, plot
+from .common import DEBUG_VARIABLE
+
+_HELP = """Adaptive layer skipping in language models that is really faster.
+
+Exit codes: 0 done, 1 error (one line on standard error), 2 wrong usage, 130 interrupted.
+
+Example: flexidepth demo
+"""
 
 app = typer.Typer(
     name="flexidepth",
-    help="Adaptive layer skipping in language models that is really faster.",
+    help=_HELP,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -36,10 +44,12 @@ def _root(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (before the command).")
+    ] = False,
 ) -> None:
     if debug:
-        os.environ["FLEXIDEPTH_DEBUG"] = "1"
+        os.environ[DEBUG_VARIABLE] = "1"
 
 
 for module in (demo, generate, chat, bench, convert, inspect, plot, doctor):
@@ -47,9 +57,9 @@ for module in (demo, generate, chat, bench, convert, inspect, plot, doctor):
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 error (one line on stderr), 2 wrong usage, 130 interrupted."""
+    """Entry point."""
     # Results are text in whatever language the model speaks.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    app()
+    app(prog_name="flexidepth")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import DType, Model, command_errors, say
+from .common import command_errors, say
+from .options import DType, Json, Model
 
 _HELP = """Tokens per second against layers skipped, beside our dense pass, the ideal and the peers.
 
@@ -33,17 +34,18 @@ def _numbers(text: str, name: str) -> list[int]:
 def bench(
     model: Model = "smollm2-135m",
     prompt: Annotated[
-        int, typer.Option("--prompt", "-p", help="Prompt length (pp); 0 = none.")
+        int, typer.Option("--prompt", "-p", min=0, help="Prompt length (pp); 0 = none.")
     ] = 512,
     steps: Annotated[
-        int, typer.Option("--gen", "-n", help="Decode steps timed per case (tg); 0 = none.")
+        int, typer.Option("--gen", "-n", min=0, help="Decode steps timed per case (tg); 0 = none.")
     ] = 128,
     depth: Annotated[
-        int, typer.Option("--depth", "-d", help="Tokens in the cache before decoding.")
+        int, typer.Option("--depth", "-d", min=0, help="Tokens in the cache before decoding.")
     ] = 128,
     skip: Annotated[
-        str, typer.Option(help="Layers skipped per token: 0,4,8, or all = every number.")
-    ] = "0,4,8,15",
+        str,
+        typer.Option(help="Layers skipped per token: 0,4,8, or all of these numbers, or quarters."),
+    ] = "quarters",
     shares: Annotated[
         str, typer.Option(help="Per cent of the routed layers that prompt tokens skip.")
     ] = "0,50,100",
@@ -56,11 +58,12 @@ def bench(
     accuracy: Annotated[
         bool, typer.Option("--accuracy", help="Also compare with the float32 reference.")
     ] = False,
-    rounds: Annotated[int, typer.Option(help="Turns through all cases.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns through all cases.")] = 8,
     dtype: DType = "auto",
     output: Annotated[
         str, typer.Option("--output", "-o", help="md, csv or json on standard output.")
     ] = "md",
+    as_json: Json = False,
     output_dir: Annotated[
         Path | None, typer.Option(help="Also write JSON, Markdown and a plot here.")
     ] = None,
@@ -69,13 +72,15 @@ def bench(
 
     if output not in ("md", "csv", "json"):
         raise typer.BadParameter(f"--output {output!r}: wanted md, csv or json")
+    if not prompt and not steps:
+        raise typer.BadParameter("-p 0 and -n 0 leave nothing to measure; raise one of them")
     options = BenchOptions(
         model=model,
         dtype=dtype,
         prompt=prompt,
         steps=steps,
         depth=depth,
-        skips=None if skip == "all" else _numbers(skip, "--skip"),
+        skips=skip if skip in ("all", "quarters") else _numbers(skip, "--skip"),
         shares=[n / 100 for n in _numbers(shares, "--shares")],
         threads=_numbers(threads, "--threads") if threads else None,
         rounds=rounds,
@@ -83,7 +88,7 @@ def bench(
         accuracy=accuracy,
     )
     result = run_bench(options, say)
-    print(render(result, output))
+    print(render(result, "json" if as_json else output))
     if output_dir is not None:
         for path in write_results(result, output_dir):
             say(f"wrote {path}")

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Threads, command_errors, load_model, say
+from .common import command_errors, decode_rate, layer_scale, load_model, say, untrained
+from .options import MODEL_HELP, Color, Threads
 
-_HELP = """Fetch the default model, generate with it, and measure speed against layers skipped.
+if TYPE_CHECKING:
+    from ..llm import FlexiDepth
+    from ..routing import ForceRouting
+    from ..terminal import TokenPrinter
+
+_HELP = """Fetch the default model, answer with it, and measure speed against layers skipped.
 
 Example: flexidepth demo
 """
 _QUESTION = "What is the capital of France, and what is it known for?"
-_SKIP_RATIO = 0.2
+_SKIP_RATIO = 0.2  # of the routed layers: enough to see colours and what skipping does to the text
 _RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_CONTEXT, _ROUNDS, _STEPS = 128, 8, 10
+_UNTRAINED = """\
+Its routers and adapters are seeded, not trained: nothing here has learnt which layers a token can
+do without. So the routing is forced, and where layers are skipped the text gets worse. The speed
+is real all the same: it depends on how many layers run, not on which."""
 
 
 def register(app: typer.Typer) -> None:
@@ -24,51 +36,72 @@ def register(app: typer.Typer) -> None:
 
 @command_errors
 def demo(
-    model: Annotated[
-        str, typer.Argument(help="A directory, a .gguf file, a hub id, or smollm2-135m.")
-    ] = "smollm2-135m",
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "smollm2-135m",
     question: Annotated[str, typer.Option(help="What to ask.")] = _QUESTION,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of each answer.")] = 96,
-    color: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
+    color: Color = "auto",
     threads: Threads = None,
 ) -> None:
+    from ..terminal import TokenPrinter
+
+    with load_model(model, device="auto", dtype="auto", threads=threads) as llm:
+        config = llm.config
+        printer = TokenPrinter(color, *layer_scale(config))
+        print(f"{model}, kept in {llm.source}")
+        print(f"{config.num_hidden_layers} layers, {config.num_routed_layers} of them routed")
+        if untrained(llm):
+            print(_UNTRAINED)
+        printer.legend()
+        _answer(
+            llm,
+            printer,
+            question,
+            max_new_tokens,
+            "every layer run: the base model's own answer",
+            "all",
+        )
+        title = f"{_SKIP_RATIO:.0%} of the routed layers skipped"
+        _answer(llm, printer, question, max_new_tokens, title, _SKIP_RATIO)
+        _measure(llm)
+
+
+def _answer(
+    llm: FlexiDepth,
+    printer: TokenPrinter,
+    question: str,
+    max_new_tokens: int,
+    title: str,
+    force: ForceRouting,
+) -> None:
+    """Stream one answer, coloured, with its speed below."""
+    print(f"\n--- {title} ---\n> {question}", flush=True)
+    # A base model has no template: it continues the text instead of answering.
+    chats = getattr(llm.tokenizer, "chat_template", None) is not None
+    prompt = [{"role": "user", "content": question}] if chats else question
+    for chunk in llm.stream(
+        prompt, max_new_tokens=max_new_tokens, temperature=0, seed=0, force_routing=force
+    ):
+        printer.token(chunk.text, chunk.layers_used)
+        if chunk.output is not None:
+            m = chunk.output.metrics
+            most = llm.config.num_hidden_layers
+            print(f"\n[{decode_rate(m)}, {m.mean_layers_used:.1f} of {most} layers a token]")
+
+
+def _measure(llm: FlexiDepth) -> None:
+    """The table: decode speed at five skip ratios beside the ideal, every case in turn."""
     from ..bench.decode import measure_decode
     from ..bench.report import DEMO_COLUMNS, table
     from ..bench.timing import load_average
-    from ..terminal import legend, make_console, print_token
 
-    console = make_console(color)
-    with load_model(model, device="auto", dtype="auto", threads=threads) as llm:
-        config = llm.config
-        most, routed = config.num_hidden_layers, config.num_routed_layers
-        console.print(f"\n{model}: {most} layers, {routed} of them routed; {llm.source}")
-        if not llm.routers_trained:
-            console.print(
-                "Its routers and adapters are seeded, not trained: below, routing is forced by a ratio, and the text "
-                "suffers where layers are skipped. The speed does not depend on that."
-            )
-        console.print(legend(most - routed, most))
-        message = [{"role": "user", "content": question}]
-        for title, ratio in (
-            ("every layer run", None),
-            (f"{_SKIP_RATIO:.0%} of the routed layers skipped", _SKIP_RATIO),
-        ):
-            console.print(f"\n--- {title} ---\n> {question}", markup=False)
-            force = "all" if ratio is None else ratio
-            for chunk in llm.stream(
-                message, max_new_tokens=max_new_tokens, temperature=0, seed=0, force_routing=force
-            ):
-                print_token(console, chunk.text, chunk.layers_used, most - routed, most)
-                if chunk.output is not None:
-                    m = chunk.output.metrics
-                    console.print(
-                        f"\n[{m.decode_tps:.1f} tok/s, {m.mean_layers_used:.1f} layers a token]",
-                        markup=False,
-                    )
-        say(f"\nmeasuring (load of the machine: {load_average():.2f}) ...")
-        rows = measure_decode(llm.engine, [round(r * routed) for r in _RATIOS], rounds=4, steps=16)
-        console.print(table(rows, DEMO_COLUMNS), markup=False)
-        console.print(
-            "ideal: bytes that a dense token reads over bytes that this one reads; at batch 1 time follows bytes.",
-            markup=False,
-        )
+    routed = llm.config.num_routed_layers
+    skips = [round(ratio * routed) for ratio in _RATIOS] if routed else []
+    say(f"\nmeasuring; load of the machine: {load_average():.2f} ...")
+    dense, *rows = measure_decode(llm.engine, skips, context=_CONTEXT, rounds=_ROUNDS, steps=_STEPS)
+    named = [replace(dense, name="none (dense: routers not evaluated)")]
+    for ratio, skipped, row in zip(_RATIOS, skips, rows, strict=False):
+        named.append(replace(row, name=f"{skipped} of {routed} routed ({ratio:.0%})"))
+    threads = f"{dense.threads} thread" + ("s" if dense.threads > 1 else "")
+    print(f"\ndecode, bfloat16, batch 1, {_CONTEXT} tokens in the cache, {threads}, median")
+    print(table(named, DEMO_COLUMNS))
+    print("ideal: bytes that a dense token reads over bytes that this one reads")

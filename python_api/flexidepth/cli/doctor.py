@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from .common import Json, print_json
+from .common import command_errors, print_json
+from .options import Json
 
 _HELP = """Report what was built and what can run here; exit code 1 if something stands in the way.
 
@@ -17,6 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command(help=_HELP)(doctor)
 
 
+@command_errors
 def doctor(as_json: Json = False) -> None:
     from ..doctor import collect, render
 

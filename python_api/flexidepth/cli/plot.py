@@ -42,11 +42,8 @@ def plot(
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{source}: not valid JSON: {error}") from error
-    is_bench = isinstance(content, dict) and str(content.get("format", "")).startswith(
-        "flexidepth-bench"
-    )
-    if is_bench:
-        figure = speed_figure(content)
+    kind = str(content.get("format", "")) if isinstance(content, dict) else ""
+    if kind.startswith("flexidepth-bench"):
+        print(save_figure(speed_figure(content), out))
     else:
-        figure = routing_figure(RoutingReport.from_json(text), max_tokens)
-    print(save_figure(figure, out))
+        print(save_figure(routing_figure(RoutingReport.from_json(text), max_tokens), out))
