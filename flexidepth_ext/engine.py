@@ -305,9 +305,6 @@ def _expect(tensor: Tensor, dtype: torch.dtype, dim: int, name: str) -> None:
 
 
 def _shape(config: FlexiDepthConfig, dtype: torch.dtype, strict_router: bool) -> dict[str, Any]:
-    from flexidepth.reference import rope_inv_freq
-
-    inv_freq = rope_inv_freq(config.head_dim, config.rope_parameters)
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -331,5 +328,5 @@ def _shape(config: FlexiDepthConfig, dtype: torch.dtype, strict_router: bool) ->
         "dtype": _DTYPES[dtype],
         "routing_layers": list(config.routing_layers),
         "thresholds": [float(t) for t in config.router_thresholds],
-        "inv_freq": inv_freq.tolist(),
+        "inv_freq": config.rope_inv_freq(),
     }

@@ -27,16 +27,34 @@ inline void pause() {
 #endif
 }
 
-double cgroup_quota() {
-  std::ifstream v2("/sys/fs/cgroup/cpu.max");
+// Processors that a cpu.max file ("quota period" or "max period") allows; 0 = no limit or no such
+// file.
+double quota_in(const std::string& path) {
+  std::ifstream file(path);
   std::string quota;
   double period = 0;
-  if (v2 >> quota >> period && quota != "max" && period > 0) return std::stod(quota) / period;
+  return file >> quota >> period && quota != "max" && period > 0 ? std::stod(quota) / period : 0;
+}
+
+// The tightest CPU quota of this process's control group and of those above it; 0 = none.
+double cgroup_quota() {
+  std::string group, line;
+  for (std::ifstream own("/proc/self/cgroup"); std::getline(own, line);)
+    if (line.rfind("0::", 0) == 0) group = line.substr(3);
+  double tightest = 0;
+  for (;;) {
+    const double quota = quota_in("/sys/fs/cgroup" + group + "/cpu.max");
+    if (quota > 0 && (tightest == 0 || quota < tightest)) tightest = quota;
+    const size_t parent = group.find_last_of('/');
+    if (parent == std::string::npos) break;
+    group.resize(parent);
+  }
   std::ifstream v1_quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
       v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  double limit = 0;
-  if (v1_quota >> limit && v1_period >> period && limit > 0 && period > 0) return limit / period;
-  return 0;
+  double limit = 0, period = 0;
+  if (tightest == 0 && v1_quota >> limit && v1_period >> period && limit > 0 && period > 0)
+    return limit / period;
+  return tightest;
 }
 
 }  // namespace

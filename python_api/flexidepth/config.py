@@ -10,15 +10,30 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from .errors import UnsupportedError, ValueOutOfRangeError
+from .rope_parameters import complete_rope_parameters, rope_parameters_of
 
 ROUTER_ORDERS = ("norm_tanh", "tanh_norm")
 GATES = ("multiplier", "straight_through")
 BASE_MODEL_TYPES = ("llama", "qwen2", "mistral")
-_ROPE_KEYS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "linear": ("factor",),
-}
+_ROUTING_FIELDS = (
+    "routing_layers",
+    "router_reduction_factor",
+    "adapter_reduction_factor",
+    "router_order",
+    "router_bias",
+    "gate",
+    "router_thresholds",
+)
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 
 
 class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
@@ -30,7 +45,7 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         num_key_value_heads, head_dim, max_position_embeddings, rms_norm_eps, tie_word_embeddings:
             as in transformers' configuration of the base model.
         rope_parameters: {"rope_theta": ..., "rope_type": "default" | "llama3" | "linear", ...}, as in
-            transformers 5.
+            transformers 5; or rope_theta and rope_scaling, as in transformers 4.
         attention_bias: biases on q, k, v and o. qkv_bias: biases on q, k and v alone. mlp_bias: on
             gate, up and down.
         sliding_window: tokens a query sees, itself included; None = all.
@@ -84,6 +99,8 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         kwargs.pop("layer_types", None)
+        theta, scaling = kwargs.pop("rope_theta", None), kwargs.pop("rope_scaling", None)
+        _refuse_misspelt(kwargs)
         super().__init__(
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
@@ -107,11 +124,7 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
         self.rms_norm_eps = rms_norm_eps
-        self.rope_parameters = {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            **(rope_parameters or {}),
-        }
+        self.rope_parameters = complete_rope_parameters(rope_parameters, theta, scaling)
         self.attention_bias = attention_bias
         self.qkv_bias = qkv_bias
         self.mlp_bias = mlp_bias
@@ -121,15 +134,27 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         self.use_cache = use_cache
         if routing_layers is None:
             routing_layers = range(num_hidden_layers // 2, num_hidden_layers)
-        self.routing_layers = sorted(int(i) for i in routing_layers)
+        self.routing_layers = _layer_numbers(routing_layers)
         self.router_reduction_factor = router_reduction_factor
         self.adapter_reduction_factor = adapter_reduction_factor
         self.router_order = router_order
         self.router_bias = router_bias
         self.gate = gate
-        if isinstance(router_thresholds, (int, float)):
-            router_thresholds = [float(router_thresholds)] * len(self.routing_layers)
-        self.router_thresholds = [float(t) for t in router_thresholds]
+        self.router_thresholds = router_thresholds
+        self.check()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Also when it is changed later, as by from_pretrained(..., router_thresholds=0.7): one for all.
+        if name == "router_thresholds" and isinstance(value, (int, float)):
+            value = [float(value)] * len(self.routing_layers)
+        super().__setattr__(name, value)
+
+    def check(self) -> None:
+        """Raise unless all fields fit together; called again when a model is made of them.
+
+        Raises:
+            ValueOutOfRangeError: a value outside its range. UnsupportedError: a variant not implemented.
+        """
         self._check_base()
         self._check_routing()
 
@@ -148,7 +173,43 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         """Layers with a router."""
         return len(self.routing_layers)
 
+    def rope_inv_freq(self) -> list[float]:
+        """Rotary frequencies [head_dim / 2], scaling applied (reference.rope_inv_freq)."""
+        from .reference import rope_inv_freq
+
+        frequencies: list[float] = rope_inv_freq(self.head_dim, self.rope_parameters).tolist()
+        return frequencies
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary frequencies, as transformers 4 names it."""
+        return float(self.rope_parameters["rope_theta"])
+
+    @rope_theta.setter
+    def rope_theta(self, value: float) -> None:
+        self.rope_parameters = complete_rope_parameters(
+            {**self.rope_parameters, "rope_theta": value}
+        )
+
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """Scaling of the rotary frequencies, None where there is none, as transformers 4 names it."""
+        rest = {key: value for key, value in self.rope_parameters.items() if key != "rope_theta"}
+        return None if rest["rope_type"] == "default" else rest
+
+    @rope_scaling.setter
+    def rope_scaling(self, value: dict[str, Any] | None) -> None:
+        self.rope_parameters = complete_rope_parameters(None, self.rope_theta, value)
+
     def _check_base(self) -> None:
+        for name in _COUNTS:
+            _whole_number(name, getattr(self, name), 1)
+        if self.sliding_window is not None:
+            _whole_number("sliding_window", self.sliding_window, 1)
+        if not (math.isfinite(self.rms_norm_eps) and self.rms_norm_eps >= 0):
+            raise ValueOutOfRangeError(
+                f"config: rms_norm_eps is {self.rms_norm_eps}; wanted a number from 0 on"
+            )
         _one_of("base_model_type", self.base_model_type, BASE_MODEL_TYPES, UnsupportedError)
         if self.hidden_act not in ("silu", "swish"):
             raise UnsupportedError(
@@ -163,17 +224,10 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
             raise ValueOutOfRangeError(
                 f"config: head_dim is {self.head_dim}; rotary embedding needs an even one"
             )
-        kind = self.rope_parameters["rope_type"]
-        if kind not in _ROPE_KEYS:
-            raise UnsupportedError(
-                f"config: rope type {kind!r} is not implemented; {', '.join(_ROPE_KEYS)} are"
-            )
-        missing = [key for key in _ROPE_KEYS[kind] if key not in self.rope_parameters]
-        if missing:
-            raise ValueOutOfRangeError(f"config: rope type {kind!r} lacks {', '.join(missing)}")
+        complete_rope_parameters(self.rope_parameters)
 
     def _check_routing(self) -> None:
-        layers = self.routing_layers
+        layers = _layer_numbers(self.routing_layers)
         wrong = [i for i in layers if not 0 <= i < self.num_hidden_layers]
         if wrong or len(set(layers)) != len(layers):
             raise ValueOutOfRangeError(
@@ -183,11 +237,14 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
             ("router_reduction_factor", self.router_reduction_factor, self.hidden_size),
             ("adapter_reduction_factor", self.adapter_reduction_factor, self.intermediate_size),
         ):
-            if factor < 1 or width // factor < 1:
-                raise ValueOutOfRangeError(f"config: {name} is {factor}; wanted 1 to {width}")
+            whole = isinstance(factor, int) and not isinstance(factor, bool)
+            if not whole or not 1 <= factor <= width:
+                raise ValueOutOfRangeError(
+                    f"config: {name} is {factor!r}; wanted 1 to {width}, so that a width of at least 1 is left"
+                )
         _one_of("router_order", self.router_order, ROUTER_ORDERS, ValueOutOfRangeError)
         _one_of("gate", self.gate, GATES, ValueOutOfRangeError)
-        check_thresholds(self.router_thresholds, len(layers))
+        check_thresholds(self.router_thresholds, len(layers), layers)
 
     @classmethod
     def from_base(cls, base: PretrainedConfig, **routing: Any) -> FlexiDepthConfig:
@@ -199,7 +256,14 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
 
         Raises:
             UnsupportedError: another architecture, activation, rope type or layer pattern.
+            ValueOutOfRangeError: a routing argument of another name, or outside its range.
         """
+        for name in routing:
+            if name not in _ROUTING_FIELDS:
+                raise ValueOutOfRangeError(
+                    f"config: no routing argument {name!r}; there are {', '.join(_ROUTING_FIELDS)}"
+                    f"{_hint(name, _ROUTING_FIELDS)}"
+                )
         kind = str(base.model_type)
         if kind not in BASE_MODEL_TYPES:
             raise UnsupportedError(
@@ -219,7 +283,7 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
             max_position_embeddings=base.max_position_embeddings,
             initializer_range=base.initializer_range,
             rms_norm_eps=base.rms_norm_eps,
-            rope_parameters=_rope_of(base),
+            rope_parameters=rope_parameters_of(base),
             attention_bias=bool(getattr(base, "attention_bias", False)),
             qkv_bias=kind == "qwen2",
             mlp_bias=bool(getattr(base, "mlp_bias", False)),
@@ -232,41 +296,59 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         )
 
 
-def check_thresholds(thresholds: Sequence[float], num_routed: int) -> None:
-    """Raise ValueOutOfRangeError unless there is one threshold in [0, 1] for each routed layer."""
+def check_thresholds(
+    thresholds: Sequence[float], num_routed: int, layers: Sequence[int] | None = None
+) -> None:
+    """Raise ValueOutOfRangeError unless there is one threshold in [0, 1] for each routed layer.
+
+    layers: numbers of the routed layers, to be named in the error.
+    """
     if len(thresholds) != num_routed:
         raise ValueOutOfRangeError(
             f"thresholds: {len(thresholds)} values; this model routes {num_routed} layers, "
             f"give one value or {num_routed}"
         )
     for i, tau in enumerate(thresholds):
-        if not (math.isfinite(tau) and 0.0 <= tau <= 1.0):
+        number = isinstance(tau, (int, float)) and not isinstance(tau, bool)
+        if not (number and math.isfinite(tau) and 0.0 <= tau <= 1.0):
+            where = "" if layers is None else f" (layer {layers[i]})"
             raise ValueOutOfRangeError(
-                f"thresholds: value {i} is {tau}; a threshold lies in [0, 1]"
+                f"thresholds: value {i}{where} is {tau!r}; a threshold lies in [0, 1]"
             )
 
 
+def _hint(word: object, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(word), allowed, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def _one_of(name: str, value: object, allowed: tuple[str, ...], error: type[Exception]) -> None:
-    if value in allowed:
-        return
-    close = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise error(f"config: {name} is {value!r}; wanted one of {', '.join(allowed)}{hint}")
+    if value not in allowed:
+        raise error(
+            f"config: {name} is {value!r}; wanted one of {', '.join(allowed)}{_hint(value, allowed)}"
+        )
 
 
-def _rope_of(base: PretrainedConfig) -> dict[str, Any]:
-    """rope_parameters from transformers 5's field of that name or from 4's rope_theta and rope_scaling."""
-    parameters = dict(getattr(base, "rope_parameters", None) or {})
-    if not parameters:
-        parameters = {
-            "rope_theta": getattr(base, "rope_theta", 10000.0),
-            **(getattr(base, "rope_scaling", None) or {}),
-        }
-    if "type" in parameters:
-        parameters["rope_type"] = parameters.pop("type")
-    if float(parameters.pop("partial_rotary_factor", 1.0)) != 1.0:
-        raise UnsupportedError("config: partial rotary embedding is not implemented")
-    return parameters
+def _whole_number(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueOutOfRangeError(
+            f"config: {name} is {value!r}; wanted a whole number from {least} on"
+        )
+
+
+def _layer_numbers(layers: Sequence[int]) -> list[int]:
+    """Ascending layer numbers; no other type is made one, 1.7 would silently become layer 1."""
+    numbers = list(layers)
+    for number in numbers:
+        _whole_number("routing_layers' entry", number, 0)
+    return sorted(numbers)
+
+
+def _refuse_misspelt(extra: dict[str, Any]) -> None:
+    """transformers keeps any unknown key as an attribute, so a misspelt one would do nothing at all."""
+    for name in extra:
+        if close := difflib.get_close_matches(name, _ROUTING_FIELDS, n=1, cutoff=0.85):
+            raise ValueOutOfRangeError(f"config: no field {name!r}; did you mean {close[0]!r}?")
 
 
 def _sliding_window_of(base: PretrainedConfig) -> int | None:
@@ -274,6 +356,8 @@ def _sliding_window_of(base: PretrainedConfig) -> int | None:
     if window is None or not getattr(base, "use_sliding_window", True):
         return None
     kinds = set(getattr(base, "layer_types", None) or ())
+    if kinds == {"full_attention"}:  # Qwen2 with a window from a layer on that it does not have
+        return None
     if len(kinds) > 1:
         raise UnsupportedError(
             "config: sliding-window attention in some layers only is not implemented"
