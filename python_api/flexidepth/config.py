@@ -118,8 +118,12 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         self.intermediate_size = intermediate_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = num_key_value_heads or num_attention_heads
-        self.head_dim = head_dim or hidden_size // num_attention_heads
+        _whole_number("hidden_size", hidden_size, 1)
+        _whole_number("num_attention_heads", num_attention_heads, 1)
+        self.num_key_value_heads = (
+            num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        )
+        self.head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
         self.hidden_act = hidden_act
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
@@ -140,13 +144,14 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         self.router_order = router_order
         self.router_bias = router_bias
         self.gate = gate
-        self.router_thresholds = router_thresholds
+        self.router_thresholds: list[float] = router_thresholds  # type: ignore[assignment]
         self.check()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Also when it is changed later, as by from_pretrained(..., router_thresholds=0.7): one for all.
-        if name == "router_thresholds" and isinstance(value, (int, float)):
-            value = [float(value)] * len(self.routing_layers)
+        if name == "router_thresholds":
+            one = isinstance(value, (int, float))
+            value = [value] * len(self.routing_layers) if one else list(value)
         super().__setattr__(name, value)
 
     def check(self) -> None:
