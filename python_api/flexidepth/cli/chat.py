@@ -106,6 +106,8 @@ def chat(
             seed=seed,
             skip_threshold=skip_threshold,
             force_routing=force,
+            # The same in every turn: keys and values computed under another draw are not reused.
+            routing_seed=seed or 0,
         )
         printer = TokenPrinter(color, *layer_scale(llm.config))
         printer.legend()

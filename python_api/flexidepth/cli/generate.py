@@ -117,6 +117,8 @@ def generate(
         "num_return_sequences": num_return_sequences,
         "logprobs": logprobs,
         "skip_threshold": skip_threshold,
+        # Without a seed sampling is random, but a ratio must not make a greedy answer so.
+        "routing_seed": seed or 0,
         "return_routing": as_json or routing_out is not None,
     }
     with load_model(
