@@ -89,8 +89,11 @@ class Attention(nn.Module):
         v = self.heads(self.v_proj(x))
         if step.cache is None:
             return k, v
-        keys, values = step.cache.update(k, v, self.layer)
-        held = step.mask.shape[-1]  # a static cache returns its unused slots as well
+        held = step.mask.shape[-1]
+        # Since version 5 transformers' static cache counts for itself; before, it was told where to write.
+        slots = torch.arange(held - k.shape[2], held, device=k.device)
+        keys, values = step.cache.update(k, v, self.layer, {"cache_position": slots})
+        # A static cache returns its unused slots as well.
         return keys[:, :, :held], values[:, :, :held]
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, step: StepInputs) -> Tensor:

@@ -5,6 +5,7 @@ Importing this module registers it with transformers' Auto classes.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from . import reference
 from .base_model import base_state
-from .config import FlexiDepthConfig
+from .config import FlexiDepthConfig, check_thresholds
+from .errors import InternalError, UnsupportedError, ValueOutOfRangeError
 from .initialization import initial_routing
 from .layers import Decision, DecoderLayer, RMSNorm, StepInputs
+from .model_inputs import check_arguments, check_attention_mask, token_positions, visible_keys
 from .routing import ForcedRouting, ForceRouting, resolve_force_routing
 
 # Before version 5 transformers wanted a list of tied names, since then a map to what they are tied to.
@@ -75,6 +78,7 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
 
     def __init__(self, config: FlexiDepthConfig) -> None:
         super().__init__(config)
+        config.check()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, i) for i in range(config.num_hidden_layers)
@@ -109,9 +113,17 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             position_ids: [batch, tokens]; None = counted over the unpadded tokens.
             past_key_values: a transformers Cache.
             force_routing: see flexidepth.routing.resolve_force_routing; masks go by position.
+
+        Raises:
+            ShapeError: an attention mask or a routing mask that does not cover the tokens.
+            ValueOutOfRangeError: an unknown argument, a cache while checkpointing gradients.
         """
+        check_arguments(kwargs, _ARGUMENTS)
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("forward: give either input_ids or inputs_embeds")
+            raise ValueOutOfRangeError(
+                f"forward: {'neither' if input_ids is None else 'both'} of input_ids and inputs_embeds; "
+                "give one of them"
+            )
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, tokens = h.shape[:2]
         if isinstance(
@@ -119,19 +131,36 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
         ):  # one mask per kind of layer; all of ours are of one kind
             attention_mask = next(iter(attention_mask.values()))
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if checkpointing:
+            if use_cache or past_key_values is not None:
+                raise ValueOutOfRangeError(
+                    "forward: a cache while checkpointing gradients, which computes layers again and would "
+                    "fill it twice; give use_cache=False and no past_key_values"
+                )
+            if not h.requires_grad:
+                # Reentrant checkpointing differentiates only what a layer's inputs lead to, and
+                # behind frozen embeddings that would be nothing.
+                h = h.detach().requires_grad_()
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        check_attention_mask(attention_mask, batch, past, tokens)
         if position_ids is None:
-            position_ids = _positions(attention_mask, batch, past, tokens, h.device)
+            position_ids = token_positions(attention_mask, batch, past, tokens, h.device)
         inv_freq = reference.rope_inv_freq(self.config.head_dim, self.config.rope_parameters)
         cos, sin = reference.rope_cos_sin(position_ids.expand(batch, -1), inv_freq, h.dtype)
-        mask = self._mask(attention_mask, batch, past, tokens, h.device)
+        mask = visible_keys(
+            attention_mask, batch, past, tokens, self.config.sliding_window, h.device
+        )
         step = StepInputs(cos, sin, mask, past_key_values)
         decisions = self._decisions(force_routing, position_ids.expand(batch, -1))
+        check_thresholds(self.config.router_thresholds, self.config.num_routed_layers)
         thresholds = torch.tensor(
             self.config.router_thresholds, dtype=torch.float32, device=h.device
         )
+        if output_hidden_states is None:
+            output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
         hidden: list[Tensor] = []
         gates: list[Tensor] = []
         runs: list[Tensor] = []
@@ -145,7 +174,7 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
                 thresholds[routed] if layer.routed else thresholds,
                 decisions(routed),
             )
-            if self.gradient_checkpointing and self.training:
+            if checkpointing:
                 h, gate, run = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
                 h, gate, run = layer(*arguments)
@@ -163,32 +192,6 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             run=torch.stack(runs, -1) if runs else None,
         )
 
-    def _mask(
-        self,
-        attention_mask: Tensor | None,
-        batch: int,
-        past: int,
-        tokens: int,
-        device: torch.device,
-    ) -> Tensor:
-        """Boolean [batch, tokens, keys]: causal by cache slot, without padding; a token always sees itself."""
-        keys = past + tokens
-        slots = torch.arange(keys, device=device)
-        own = torch.arange(past, past + tokens, device=device)
-        allowed = reference.attention_mask(own, slots, self.config.sliding_window).expand(
-            batch, -1, -1
-        )
-        if attention_mask is None:
-            return allowed
-        if attention_mask.dim() == 2:
-            visible = F.pad(attention_mask.bool(), (0, max(0, keys - attention_mask.shape[1])))[
-                :, None, :keys
-            ]
-        else:  # [batch, 1, tokens, keys], boolean or 0 / -inf: what generate() makes for a static cache
-            full = attention_mask[:, 0, :, :keys]
-            visible = full if full.dtype == torch.bool else full >= 0
-        return (allowed & visible) | (own[:, None] == slots)
-
     def _decisions(self, force: ForceRouting | ForcedRouting, positions: Tensor) -> Any:
         """A function from the number of a routed layer to its Decision."""
         forced = (
@@ -198,9 +201,11 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             return lambda _: Decision()
         if forced.mode == "dense":
             return lambda _: Decision(dense=True)
-        table = forced.rows(0, int(positions.max()) + 1)
-        assert table is not None
-        run = table.to(positions.device).bool()[positions.clamp(min=0)]
+        first = int(positions.min())
+        table = forced.rows(first, int(positions.max()) + 1)
+        if table is None:
+            raise InternalError(f"forward: mode {forced.mode!r} has no mask")
+        run = table.to(positions.device).bool()[positions - first]
         unit = forced.mode == "forced_hard"
         # Layers behind the last routed one ask too, and do not look at the answer.
         return lambda j: Decision(run[..., j], unit) if j < run.shape[-1] else Decision()
@@ -228,9 +233,12 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
             base: the base model; its weights are copied.
             seed: of routers and adapters (flexidepth.initialization).
             routing: routing arguments of FlexiDepthConfig.
+
+        Raises:
+            UnsupportedError: another architecture, or tensors that this one does not have.
         """
         config = FlexiDepthConfig.from_base(base.config, **routing)
-        model: FlexiDepthForCausalLM = cls(config).to(base.dtype)
+        model: FlexiDepthForCausalLM = cls(config).to(base.device, base.dtype)
         state = base_state(base) | dict(initial_routing(config, seed))
         missing, unexpected = model.load_state_dict(state, strict=False)
         missing = [
@@ -238,7 +246,11 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
             for name in missing
             if not (name == "lm_head.weight" and config.tie_word_embeddings)
         ]
-        assert not missing and not unexpected, (missing, unexpected)
+        if missing or unexpected:
+            raise UnsupportedError(
+                f"from_base_model: {type(base).__name__} lacks {missing or 'nothing'}, has {unexpected or 'nothing'} "
+                "too much; wanted the tensors of transformers' own class: merge adapters, undo quantisation first"
+            )
         model.tie_weights()
         model.eval()
         return model
@@ -276,9 +288,11 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
     ) -> FlexiDepthCausalLMOutput:
         """Logits [batch, tokens, vocab], and the mean next-token loss when labels are given (-100 = ignored).
 
-        logits_to_keep: how many last tokens get logits, 0 = all. Other arguments as for FlexiDepthModel.
+        logits_to_keep: how many last tokens get logits, 0 = all; or their numbers. Other arguments as for
+        FlexiDepthModel.
         `num_items_in_batch` (from the Trainer) replaces the number of labels in the mean.
         """
+        num_items = kwargs.pop("num_items_in_batch", None)
         out = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -288,6 +302,7 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             force_routing=force_routing,
+            **kwargs,
         )
         keep = (
             slice(-logits_to_keep, None)
@@ -300,7 +315,7 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
             logits = self.lm_head(out.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
-            loss = _next_token_loss(logits, labels, kwargs.get("num_items_in_batch"))
+            loss = _next_token_loss(logits, labels, num_items)
         return FlexiDepthCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -320,15 +335,7 @@ def _next_token_loss(logits: Tensor, labels: Tensor, num_items: Any | None) -> T
     return total
 
 
-def _positions(
-    attention_mask: Tensor | None, batch: int, past: int, tokens: int, device: torch.device
-) -> Tensor:
-    """Positions [batch, tokens] counted over the tokens that are not padding."""
-    if attention_mask is None or attention_mask.dim() != 2:
-        return torch.arange(past, past + tokens, device=device).expand(batch, -1)
-    counted = attention_mask.long().cumsum(-1) - 1
-    return counted.clamp(min=0)[:, past : past + tokens]
-
+_ARGUMENTS = tuple(inspect.signature(FlexiDepthForCausalLM.forward).parameters)[1:-1]
 
 AutoConfig.register("flexidepth", FlexiDepthConfig, exist_ok=True)
 AutoModel.register(FlexiDepthConfig, FlexiDepthModel, exist_ok=True)
