@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,8 +20,9 @@ from .errors import CheckpointError, ShapeError, ValueOutOfRangeError
 RoutingMode = Literal["router", "forced", "forced_hard", "dense"]
 ForceRouting = str | float | Sequence[int] | Tensor | None
 
-_MULTIPLIER = 0x9E3779B97F4A7C15  # splitmix64's increment and mixers
-_MIX_A, _MIX_B = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_WANTED = "'all', 'none', 'dense', a list of layers, a ratio or a mask tensor"
 _MASK64 = (1 << 64) - 1
 
 
@@ -28,22 +32,20 @@ def skip_ratio_mask(num_skipped: int, seed: int, start: int, stop: int, num_rout
     Row i belongs to absolute position start + i and depends on (seed, position) alone, so that chunks and
     batches never change it. The layers with the smallest hashes (splitmix64) are skipped.
     """
-    mask = torch.ones(stop - start, num_routed, dtype=torch.uint8)
-    for row, position in enumerate(range(start, stop)):
-        hashes = [
-            _splitmix64((seed & _MASK64) ^ _splitmix64(position * num_routed + j))
-            for j in range(num_routed)
-        ]
-        for j in sorted(range(num_routed), key=hashes.__getitem__)[:num_skipped]:
-            mask[row, j] = 0
-    return mask
+    counters = np.arange(start * num_routed, stop * num_routed, dtype=np.uint64)
+    hashes = _splitmix64(np.uint64(seed & _MASK64) ^ _splitmix64(counters))
+    order = hashes.reshape(stop - start, num_routed).argsort(axis=1, kind="stable")
+    mask = np.ones((stop - start, num_routed), dtype=np.uint8)
+    np.put_along_axis(mask, order[:, :num_skipped], 0, axis=1)
+    return torch.from_numpy(mask)
 
 
-def _splitmix64(value: int) -> int:
-    value = (value + _MULTIPLIER) & _MASK64
-    value = ((value ^ (value >> 30)) * _MIX_A) & _MASK64
-    value = ((value ^ (value >> 27)) * _MIX_B) & _MASK64
-    return value ^ (value >> 31)
+def _splitmix64(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The mixer of splitmix64 on arrays, in which 64-bit products wrap around without a warning."""
+    value = value + _INCREMENT
+    value = (value ^ (value >> np.uint64(30))) * _MIX_A
+    value = (value ^ (value >> np.uint64(27))) * _MIX_B
+    return value ^ (value >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,11 @@ def resolve_force_routing(
                 force,
                 torch.full((num,), int(force == "all"), dtype=torch.uint8),
             )
-        raise ValueOutOfRangeError(
-            f"force_routing: {force!r}; wanted 'all', 'none', 'dense', a list of layers, a ratio or a mask"
-        )
+        raise ValueOutOfRangeError(f"force_routing: {force!r}; wanted {_WANTED}")
     if isinstance(force, Tensor):
-        if force.dim() != 2 or force.shape[1] != num:
-            raise ShapeError(
-                f"force_routing: mask is {list(force.shape)}; wanted [tokens, {num}] (routed layers)"
-            )
-        return ForcedRouting(
-            "forced", num, f"mask{id(force)}", recorded=force.ne(0).to(torch.uint8)
-        )
+        recorded = _recorded_mask(force, num)
+        digest = hashlib.blake2b(recorded.numpy().tobytes(), digest_size=16).hexdigest()
+        return ForcedRouting("forced", num, f"mask/{digest}", recorded=recorded)
     if isinstance(force, (int, float)) and not isinstance(force, bool):
         if not 0 <= force <= 1:
             raise ValueOutOfRangeError(f"force_routing: skip ratio is {force}; it lies in [0, 1]")
@@ -128,13 +124,40 @@ def resolve_force_routing(
         return ForcedRouting(
             "forced_hard", num, f"skip{skipped}/{seed}", num_skipped=skipped, seed=seed
         )
-    chosen = [int(layer) for layer in force]  # type: ignore[union-attr]
+    if isinstance(force, bool) or not isinstance(force, Sequence):
+        raise ValueOutOfRangeError(
+            f"force_routing: {type(force).__name__} {force!r}; wanted {_WANTED}"
+        )
+    chosen: list[int] = []
+    for layer in force:
+        if not isinstance(layer, int) or isinstance(layer, bool):
+            raise ValueOutOfRangeError(
+                f"force_routing: {layer!r} in a list of layers; wanted layer numbers, or torch.tensor(...) "
+                "around rows of True and False"
+            )
+        chosen.append(layer)
     if wrong := sorted(set(chosen) - set(layers)):
         raise ValueOutOfRangeError(
             f"force_routing: layers {wrong} are not routed; this model routes {layers}"
         )
     fixed = torch.tensor([int(layer in chosen) for layer in layers], dtype=torch.uint8)
     return ForcedRouting("forced_hard", num, f"layers{fixed.tolist()}", fixed)
+
+
+def _recorded_mask(mask: Tensor, num_routed: int) -> Tensor:
+    """A checked mask as uint8 [tokens, routed layers] on the CPU."""
+    if mask.dim() != 2 or mask.shape[1] != num_routed:
+        raise ShapeError(
+            f"force_routing: mask is {list(mask.shape)}; wanted [tokens, {num_routed}] (routed layers)"
+        )
+    mask = mask.detach().cpu()
+    other = mask[(mask != 0) & (mask != 1)]
+    if len(other):
+        raise ValueOutOfRangeError(
+            f"force_routing: mask holds {other[0].item()}; wanted True and False (compare gates with their "
+            "thresholds first)"
+        )
+    return mask.to(torch.uint8).contiguous()
 
 
 @dataclass(frozen=True)
