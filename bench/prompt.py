@@ -41,11 +41,11 @@ def prompt_case(engine: Engine, ids: torch.Tensor, skip_share: float | None) -> 
     """A whole prompt into an empty cache; None = dense."""
     tokens = len(ids)
     cache = engine.new_cache(tokens)
-    mask = None
+    mask, name = None, "dense"
     if skip_share is not None:
-        mask = skip_ratio_mask(
-            round(skip_share * engine.num_routed), _SEED, 0, tokens, engine.num_routed
-        )
+        skipped = round(skip_share * engine.num_routed)
+        mask = skip_ratio_mask(skipped, _SEED, 0, tokens, engine.num_routed)
+        name = f"skip {skip_share:.0%} ({skipped} of {engine.num_routed})"
 
     def step() -> None:
         cache.truncate(0)
@@ -55,7 +55,7 @@ def prompt_case(engine: Engine, ids: torch.Tensor, skip_share: float | None) -> 
             routing = "dense" if mask is None else "forced_hard"
             engine.forward(piece, [len(piece)], [cache], routing=routing, mask=rows)  # type: ignore[arg-type]
 
-    return Case("dense" if skip_share is None else f"skip {skip_share:.0%}", step)
+    return Case(name, step)
 
 
 def measure_prompt(
@@ -79,7 +79,10 @@ def measure_prompt(
     dense_flops = flops_of_prompt(engine.config, tokens, 0.0, routers=False)
     rows = []
     for share, case in cases:
-        flops = dense_flops if share is None else flops_of_prompt(engine.config, tokens, share)
+        flops = dense_flops
+        if share is not None:
+            got = round(share * engine.num_routed) / max(1, engine.num_routed)
+            flops = flops_of_prompt(engine.config, tokens, got)
         ideal = dense_flops / flops
         rows.append(_row(case, engine.num_threads, tokens, share, dense, flops, ideal))
     return rows + [

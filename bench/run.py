@@ -21,7 +21,7 @@ from .bandwidth import read_bandwidth
 from .decode import DecodeRow, measure_decode
 from .machine import describe_machine
 from .prompt import PromptRow, measure_prompt
-from .report import DECODE_COLUMNS, PROMPT_COLUMNS, csv_text, markdown, write_json
+from .report import DECODE_COLUMNS, PROMPT_COLUMNS, Columns, csv_text, markdown, write_json
 from .timing import Case, load_average
 
 FORMAT = "flexidepth-bench-1"
@@ -218,13 +218,23 @@ def render(result: BenchResult, kind: str) -> str:
     if kind == "json":
         return json.dumps(result.to_dict(), indent=1)
     parts = []
-    for rows, columns in ((result.decode, DECODE_COLUMNS), (result.prompt, PROMPT_COLUMNS)):
-        if rows:
-            parts.append(markdown(rows, columns) if kind == "md" else csv_text(rows, columns))
+    if result.decode:
+        # llama-bench's words: tg = tokens generated, pp = prompt processed, d = depth of the cache.
+        title = f"tg{len(result.decode[0].samples)} @ d{result.header['depth']}"
+        parts.append(_table(result.decode, DECODE_COLUMNS, title, kind))
+    if result.prompt:
+        parts.append(_table(result.prompt, PROMPT_COLUMNS, f"pp{result.prompt[0].tokens}", kind))
     if kind == "md":
         parts.insert(0, _preamble(result.header))
         parts += _postscript(result.header)
     return "\n\n".join(parts)
+
+
+def _table(rows: Sequence[Any], columns: Columns, title: str, kind: str) -> str:
+    """The rows with `title` over their names."""
+    (field, _, spec), *rest = columns
+    titled = [(field, title, spec), *rest]
+    return markdown(rows, titled) if kind == "md" else csv_text(rows, titled).rstrip()
 
 
 def _preamble(header: dict[str, Any]) -> str:

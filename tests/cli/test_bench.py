@@ -1,0 +1,272 @@
+"""The measuring core and flexidepth bench: the limit, exact skips, tables; never a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flexidepth import FlexiDepth, FlexiDepthConfig
+from flexidepth.bench.decode import engine_case, measure_decode
+from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speedup
+from flexidepth.bench.machine import describe_machine, machine_slug
+from flexidepth.bench.prompt import measure_prompt
+from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table, write_json
+from flexidepth.bench.run import resolve_skips
+from flexidepth.bench.timing import Case, alternate
+from tests.cli.conftest import Command
+
+
+def config_of(d: int, f: int, layers: int, heads: int, kv: int, v: int) -> FlexiDepthConfig:
+    return FlexiDepthConfig(
+        vocab_size=v,
+        hidden_size=d,
+        intermediate_size=f,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=d // heads,
+        routing_layers=list(range(layers // 2, layers)),
+    )
+
+
+SMOLLM2 = config_of(576, 1536, 30, 9, 3, 49152)
+LLAMA3 = config_of(4096, 14336, 32, 32, 8, 128256)
+
+
+@pytest.mark.parametrize(
+    ("config", "row"),
+    [
+        (
+            SMOLLM2,
+            {0: 0.995, 2: 1.044, 4: 1.098, 6: 1.157, 8: 1.224, 10: 1.298, 12: 1.382, 15: 1.531},
+        ),
+        (LLAMA3, {0: 0.996, 2: 1.051, 4: 1.113, 8: 1.262, 12: 1.456, 16: 1.722}),
+    ],
+)
+def test_ideal_speedup_of_known_models(config: FlexiDepthConfig, row: dict[int, float]) -> None:
+    for skipped, wanted in row.items():
+        assert ideal_speedup(config, skipped) == pytest.approx(wanted, abs=6e-4)
+
+
+def test_bytes_of_known_models() -> None:
+    assert bytes_per_token(SMOLLM2, 0, routers=False) == pytest.approx(269.0e6, rel=1e-3)
+    assert bytes_per_token(LLAMA3, 0, routers=False) == pytest.approx(15.01e9, rel=1e-3)
+
+
+def test_bytes_follow_the_weights_of_the_model(model: str) -> None:
+    """A dense token reads every base weight but the embedding table, of which it takes one row."""
+    with FlexiDepth.from_pretrained(model, dtype="float32", num_threads=1) as llm:
+        config = llm.config
+    from flexidepth.checkpoints.checkpoint import expected_shapes
+
+    shapes = expected_shapes(config, routing=False)
+    read = sum(
+        torch.Size(shape).numel()
+        for name, shape in shapes.items()
+        if name not in ("model.embed_tokens.weight", "model.norm.weight")
+    )
+    assert bytes_per_token(config, 0, weight_bytes=4, routers=False) == 4 * read
+
+
+def test_a_skipped_layer_reads_no_cache_of_its_own() -> None:
+    kv = 3 * 64
+    at = {
+        n: bytes_per_token(SMOLLM2, n, context=1000) - bytes_per_token(SMOLLM2, n) for n in (0, 5)
+    }
+    assert at == {0: 4 * kv * 1000 * 30, 5: 4 * kv * 1000 * 25}
+
+
+def test_prompt_arithmetic_falls_with_the_share_skipped() -> None:
+    dense = flops_of_prompt(SMOLLM2, 512, 0.0, routers=False)
+    matrices = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+    scores = 30 * 576 * 513
+    assert dense == 2 * (512 * (matrices + scores) + 49152 * 576)
+    shares = [flops_of_prompt(SMOLLM2, 512, share) for share in (0.0, 0.5, 1.0)]
+    assert shares[0] > dense > shares[1] > shares[2]
+    assert shares[0] - shares[1] == pytest.approx(shares[1] - shares[2])
+
+
+def test_cases_take_turns_and_the_first_steps_do_not_count() -> None:
+    order: list[str] = []
+    cases = [
+        Case(name, lambda n=name: order.append(n), lambda n=name: order.append(n.upper()))  # type: ignore[misc]
+        for name in "ab"
+    ]
+    said: list[str] = []
+    alternate(cases, rounds=2, steps=2, warmup=1, settle=0, progress=said.append)
+    assert "".join(order) == "AaaaBbbbAaaaBbbb"
+    assert [len(case.samples) for case in cases] == [4, 4]
+    assert said[0] == "round 1/2: a"
+
+
+def test_statistics_of_a_case() -> None:
+    case = Case("x", lambda: None, samples=[1.0, 2.0, 3.0, 10.0])
+    assert (case.median, case.mean, case.p99) == (2.5, 4.0, 10.0)
+    assert case.deviation == pytest.approx(4.0825, abs=1e-4)
+    assert Case("y", lambda: None, samples=[1.0]).deviation == 0.0
+
+
+def test_decode_skips_exactly_what_is_asked(model: str) -> None:
+    with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
+        engine, seen = llm.engine, []
+        forward = engine.forward
+
+        def spy(*arguments: Any, **options: Any) -> Any:
+            result = forward(*arguments, **options)
+            if len(arguments[0]) == 1:
+                seen.append((options["routing"], result.ran.sum().item()))
+            return result
+
+        engine.forward = spy
+        for skipped in (None, 0, 1, 2):
+            case = engine_case(engine, "x", 4, 3, skipped)
+            case.start()
+            for _ in range(3):
+                case.step()
+    wanted = [("dense", 2)] * 3
+    wanted += [("forced_hard", ran) for ran in (2, 1, 0) for _ in range(3)]
+    assert seen == wanted
+
+
+def test_rows_of_a_measurement(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    peer = Case("peer", lambda: None)
+    with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
+        rows = measure_decode(llm.engine, [0, 2], peers=[peer], context=4, rounds=2, steps=3)
+        prompt = measure_prompt(llm.engine, 8, [0.0, 0.5], rounds=1)
+        config = llm.config
+    assert [(r.name, r.skipped) for r in rows] == [
+        ("dense", None),
+        ("skip 0", 0),
+        ("skip 2", 2),
+        ("peer", None),
+    ]
+    dense, _, all_skipped, other = rows
+    assert dense.speedup == 1.0
+    assert all_skipped.speedup == pytest.approx(dense.ms_median / all_skipped.ms_median)
+    assert all_skipped.ideal == ideal_speedup(config, 2, context=4)
+    assert all_skipped.of_ideal == pytest.approx(all_skipped.speedup / all_skipped.ideal)
+    assert (other.gb_per_s, other.ideal) == (None, None)
+    assert all(len(r.samples) == 6 for r in rows)
+    assert [r.name for r in prompt] == ["dense", "skip 0% (0 of 2)", "skip 50% (1 of 2)"]
+    assert prompt[2].ideal == pytest.approx(
+        flops_of_prompt(config, 8, 0.0, routers=False) / flops_of_prompt(config, 8, 0.5)
+    )
+    texts = markdown(rows, DECODE_COLUMNS).splitlines()
+    assert len(texts) == 6
+    assert texts[-1].endswith("| - | - |")
+    parsed = list(csv.DictReader(io.StringIO(csv_text(rows, DECODE_COLUMNS))))
+    assert float(parsed[2]["ideal"]) == all_skipped.ideal
+    assert len({len(line) for line in table(rows, DECODE_COLUMNS).splitlines()}) == 1
+
+
+def test_skips() -> None:
+    assert resolve_skips("all", 3) == [0, 1, 2, 3]
+    assert resolve_skips("quarters", 15) == [0, 4, 8, 11, 15]
+    assert resolve_skips("quarters", 0) == [0]
+    assert resolve_skips([2, 0], 3) == [2, 0]
+    with pytest.raises(ValueError, match=r"cannot skip \[4\] layers; this model routes 3"):
+        resolve_skips([1, 4], 3)
+
+
+def test_machine_is_named() -> None:
+    machine = describe_machine()
+    assert machine["cores"] >= 1
+    assert machine["versions"]["torch"] == torch.__version__
+    json.dumps(machine)
+    assert machine_slug({"cpu": "A(R) B @ 2.0", "cores": 4}) == "a-r-b-2-0-4-cores"
+
+
+def test_result_files_are_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "bench.json"
+    write_json(path, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["bench.json"]
+
+
+@pytest.fixture
+def small_bench(run: Command, model: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command with the parts left out that cost seconds and depend on the machine."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("flexidepth.bench.run.read_bandwidth", lambda threads: 10.0 * threads)
+    monkeypatch.setattr("flexidepth.bench.memory.measure_memory", lambda *_: None)
+
+    def call(*arguments: object) -> Any:
+        return run("bench", model, "-p", 8, "-n", 4, "-d", 4, "--rounds", 2, "-t", 1, *arguments)
+
+    return call
+
+
+def test_bench_json(small_bench: Any, model: str, tmp_path: Path) -> None:
+    result = small_bench("-o", "json", "--output-dir", tmp_path)
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert content["format"] == "flexidepth-bench-1"
+    assert content["model"] == model
+    assert [row["skipped"] for row in content["decode"]] == [None, 0, 1, 2]
+    assert [row["name"] for row in content["prompt"]] == [
+        "dense",
+        "skip 0% (0 of 2)",
+        "skip 50% (1 of 2)",
+        "skip 100% (2 of 2)",
+    ]
+    assert content["machine"]["cpu"]
+    assert content["command"].startswith("flexidepth ")
+    assert json.loads((tmp_path / "bench.json").read_text())["decode"] == content["decode"]
+    assert (tmp_path / "decode.svg").read_text().lstrip().startswith("<?xml")
+    assert "| dense |" in (tmp_path / "bench.md").read_text()
+
+
+def test_bench_tables(small_bench: Any) -> None:
+    text = small_bench("--skip", "all", "--shares", "50").stdout
+    assert "| tg4 @ d4 |" in text
+    assert "| pp8 |" in text
+    assert "Read bandwidth: 10.0 GB/s" in text
+    rows = small_bench("-o", "csv", "-p", 0).stdout.splitlines()
+    assert rows[0].startswith("name,threads,")
+    assert len(rows) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--skip", "3"), 1, "cannot skip [3] layers; this model routes 2"),
+        (("--skip", "some"), 2, "wanted numbers"),
+        (("-o", "xml"), 2, "wanted md, csv or json"),
+        (("-p", "0", "-n", "0"), 2, "nothing to measure"),
+        (("--dtype", "int3"), 1, "int3"),
+        (("--rounds", "0"), 2, "rounds"),
+    ],
+)
+def test_bench_bad_values(
+    small_bench: Any, options: tuple[str, ...], code: int, message: str
+) -> None:
+    result = small_bench(*options)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_demo_on_a_tiny_model(model: str, run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("flexidepth.cli.demo._ROUNDS", 1)
+    result = run("demo", model, "--max-new-tokens", 8, "-t", 1, "--color", "always")
+    assert result.exit_code == 0, result.output
+    for piece in (
+        f"{model}, kept in {model}",
+        "4 layers, 2 of them routed",
+        "seeded, not trained",
+        "the base model's own answer",
+        "20% of the routed layers skipped",
+        "4.0 of 4 layers a token]",
+        "2 of 2 routed (100%)",
+        "\x1b[38;2;",
+    ):
+        assert piece in result.stdout
+    ratios = [line for line in result.stdout.splitlines() if " of 2 routed (" in line]
+    assert len(ratios) == 5
