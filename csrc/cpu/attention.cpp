@@ -143,11 +143,11 @@ class Attention {
                   size_t stride, int64_t num_panels, float* out, int64_t out_stride) const {
     alignas(64) float tile[kMaxTile];
     for (int64_t p = 0; p < num_panels;) {
-      const int count = panel_group(kernels_, queries, num_panels - p);
+      const int count = panels_at_once(kernels_, queries, num_panels - p);
       const int64_t step = max_tile_rows(kernels_, count);
       for (int64_t m = 0; m < queries; m += step) {
         const int rows = static_cast<int>(std::min(step, queries - m));
-        dot()(x + m, rows, k, panels + p * stride, stride, count, tile);
+        dot()(x + m, rows, k, {panels + p * stride, stride, kStep}, count, tile);
         for (int i = 0; i < rows; ++i)
           std::copy_n(tile + i * count * kPanel, count * kPanel,
                       out + (m + i) * out_stride + p * kPanel);

@@ -2,11 +2,15 @@
 // chosen once (isa.h); everything above it is plain C++.
 //
 // Panel layout of a matrix W [n, k] (weights, and also keys and values in the cache): 16 outputs
-// side by side, so that one vector load serves 16 outputs for one input.
-//   float32   [ceil(n/16)][k][16]
-//   bfloat16  [ceil(n/16)][ceil(k/2)][16][2]   two following inputs share 32 bits: a shift gives
-//   the even
-//                                              one, a mask the odd one, and vdpbf16ps takes both
+// side by side, so that one vector load serves 16 outputs for one input. A step of a panel is 64
+// bytes:
+//   float32   one input for 16 outputs
+//   bfloat16  two following inputs for 16 outputs, interleaved: [16][2]. A shift gives the even
+//             input, a mask the odd one, and vdpbf16ps takes both
+// Weights stand in groups of four panels (fewer in the last group), step by step:
+//   [group][step][panel in group][64 bytes]
+// so that a matrix-vector product reads memory front to back and the processor's own prefetching
+// does the rest. In the cache panels stand alone.
 #pragma once
 
 #include <cstddef>
@@ -16,22 +20,29 @@
 
 namespace flexidepth::cpu {
 
-constexpr int kPanel = 16;         // outputs in a panel
-constexpr int kMaxTileRows = 12;   // input rows that one panel_dot call takes at most
-constexpr int kMaxTilePanels = 4;  // panels that one panel_dot call takes at most
+constexpr int kPanel = 16;        // outputs in a panel
+constexpr int kGroup = 4;         // panels in a group, and in one panel_dot call at most
+constexpr size_t kStep = 64;      // bytes of a panel's step
+constexpr int kMaxTileRows = 12;  // input rows that one panel_dot call takes at most
 constexpr int kMaxTile = kMaxTileRows * 2 * kPanel;  // floats in the largest output tile
 
 constexpr size_t panel_bytes(DType dtype, int64_t k) {
   const auto inputs = static_cast<size_t>(k);
-  return dtype == DType::kFloat32 ? inputs * kPanel * 4 : (inputs + 1) / 2 * kPanel * 4;
+  return (dtype == DType::kFloat32 ? inputs : (inputs + 1) / 2) * kStep;
 }
 
-// tile[m][p * 16 + lane] = sum_k x[m][k] * w[p][k][lane] for m < rows, p < panels; w[p + 1] starts
-// panel_stride bytes after w[p]. Inputs are summed in order, fused multiply-add, 256 at a time into
-// a fresh accumulator, and the partial sums in order: the result of an output never depends on rows
-// or panels.
-using PanelDot = void (*)(const float* const* x, int rows, int64_t k, const void* w,
-                          size_t panel_stride, int panels, float* tile);
+// Where panels lie: panel p starts at data + p * stride, its step s at + s * step.
+struct Panels {
+  const uint8_t* data;
+  size_t stride;
+  size_t step;
+};
+
+// tile[m][p * 16 + lane] = sum_k x[m][k] * w[p][k][lane] for m < rows, p < panels. Inputs are
+// summed in order, fused multiply-add, 256 at a time into a fresh accumulator, and the partial sums
+// in order: the result of an output never depends on rows or panels.
+using PanelDot = void (*)(const float* const* x, int rows, int64_t k, const Panels& w, int panels,
+                          float* tile);
 
 struct Kernels {
   const char* name;

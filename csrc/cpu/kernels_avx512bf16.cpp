@@ -25,9 +25,7 @@ void round_to_pairs(const float* x, int64_t n, uint32_t* pairs) {
 }
 
 template <int kRows, int kPanels>
-void dot_tile_pairs(const float* const* x, int64_t k, const void* w_in, size_t panel_stride,
-                    float* tile) {
-  const auto* w = static_cast<const char*>(w_in);
+void dot_tile_pairs(const float* const* x, int64_t k, const Panels& w, float* tile) {
   uint32_t pairs[kRows][kSumBlock / 2];
   int64_t i = 0;
   do {
@@ -43,8 +41,7 @@ void dot_tile_pairs(const float* const* x, int64_t k, const void* w_in, size_t p
       __m512bh wv[kPanels];
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        const char* source = w + p * panel_stride + (i / 2 + j) * (kPanel * 4);
-        __builtin_prefetch(source + kPrefetchBytes);
+        const uint8_t* source = w.data + p * w.stride + (i / 2 + j) * w.step;
         const __m512i raw = _mm512_loadu_si512(source);
         wv[p] = as_bf16(lone ? _mm512_maskz_mov_epi16(even_only, raw) : raw);
       }

@@ -8,9 +8,9 @@
 namespace {
 
 using flexidepth::cpu::kPanel;
+using flexidepth::cpu::Panels;
 
-constexpr int64_t kSumBlock = 256;        // inputs per partial sum, see PanelDot
-constexpr int64_t kPrefetchBytes = 1024;  // distance ahead in each panel's stream
+constexpr int64_t kSumBlock = 256;  // inputs per partial sum, see PanelDot
 
 template <int kRows, int kPanels>
 struct Accumulators {
@@ -44,24 +44,21 @@ struct Accumulators {
 };
 
 template <int kRows, int kPanels>
-void dot_tile_f32(const float* const* x_in, int64_t k, const void* w_in, size_t panel_stride,
-                  float* tile) {
-  const auto* w = static_cast<const char*>(w_in);
+void dot_tile_f32(const float* const* x_in, int64_t k, const Panels& w, float* tile) {
   const float* x[kRows];
   for (int m = 0; m < kRows; ++m) x[m] = x_in[m];
+  const uint8_t* source = w.data;
   Accumulators<kRows, kPanels> sums;
   int64_t i = 0;
   do {
     const int64_t end = k - i < kSumBlock ? k : i + kSumBlock;
     const bool first = i == 0;
     sums.clear();
-    for (; i < end; ++i) {
+    for (; i < end; ++i, source += w.step) {
       Vec wv[kPanels];
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        const char* source = w + p * panel_stride + i * (kPanel * 4);
-        __builtin_prefetch(source + kPrefetchBytes);
-        wv[p] = load(reinterpret_cast<const float*>(source));
+        wv[p] = load(reinterpret_cast<const float*>(source + p * w.stride));
       }
       sums.step(x, i, wv);
     }
@@ -70,34 +67,29 @@ void dot_tile_f32(const float* const* x_in, int64_t k, const void* w_in, size_t 
 }
 
 template <int kRows, int kPanels>
-void dot_tile_bf16(const float* const* x_in, int64_t k, const void* w_in, size_t panel_stride,
-                   float* tile) {
-  const auto* w = static_cast<const char*>(w_in);
+void dot_tile_bf16(const float* const* x_in, int64_t k, const Panels& w, float* tile) {
   const float* x[kRows];
   for (int m = 0; m < kRows; ++m) x[m] = x_in[m];
+  const uint8_t* source = w.data;
   Accumulators<kRows, kPanels> sums;
   int64_t i = 0;
   do {
     const int64_t end = k - i < kSumBlock ? k : i + kSumBlock;
     const bool first = i == 0;
     sums.clear();
-    for (; i + 1 < end; i += 2) {
+    for (; i + 1 < end; i += 2, source += w.step) {
       Vec even[kPanels], odd[kPanels];
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        const char* source = w + p * panel_stride + i * (kPanel * 2);
-        __builtin_prefetch(source + kPrefetchBytes);
-        load_bf16_pairs(reinterpret_cast<const uint16_t*>(source), even[p], odd[p]);
+        load_bf16_pairs(reinterpret_cast<const uint16_t*>(source + p * w.stride), even[p], odd[p]);
       }
       sums.step(x, i, even);
       sums.step(x, i + 1, odd);
     }
     if (i < end) {  // the last input of an odd k has no partner
       Vec even[kPanels], odd[kPanels];
-      for (int p = 0; p < kPanels; ++p) {
-        const char* source = w + p * panel_stride + i * (kPanel * 2);
-        load_bf16_pairs(reinterpret_cast<const uint16_t*>(source), even[p], odd[p]);
-      }
+      for (int p = 0; p < kPanels; ++p)
+        load_bf16_pairs(reinterpret_cast<const uint16_t*>(source + p * w.stride), even[p], odd[p]);
       sums.step(x, i, even);
       ++i;
     }
@@ -105,7 +97,7 @@ void dot_tile_bf16(const float* const* x_in, int64_t k, const void* w_in, size_t
   } while (i < k);
 }
 
-using DotTile = void (*)(const float* const*, int64_t, const void*, size_t, float*);
+using DotTile = void (*)(const float* const*, int64_t, const Panels&, float*);
 
 // Accumulators of rows x panels must fit the register file: 32 registers of 16 lanes, or 16 of 8.
 #if defined(__AVX512F__)
@@ -149,11 +141,11 @@ constexpr int kRows1 = 4, kRows2 = 2, kRows4 = 1;
   FD_DEFINE_DOT_ENTRY(name)
 #endif
 
-#define FD_DEFINE_DOT_ENTRY(name)                                                                 \
-  void name(const float* const* x, int rows, int64_t k, const void* w, size_t stride, int panels, \
-            float* tile) {                                                                        \
-    const DotTile* table = panels == 1 ? name##_1 : panels == 2 ? name##_2 : name##_4;            \
-    table[rows - 1](x, k, w, stride, tile);                                                       \
+#define FD_DEFINE_DOT_ENTRY(name)                                                      \
+  void name(const float* const* x, int rows, int64_t k, const Panels& w, int panels,   \
+            float* tile) {                                                             \
+    const DotTile* table = panels == 1 ? name##_1 : panels == 2 ? name##_2 : name##_4; \
+    table[rows - 1](x, k, w, tile);                                                    \
   }
 
 FD_DEFINE_DOT(dot_f32, dot_tile_f32)

@@ -6,8 +6,6 @@ namespace flexidepth::cpu {
 
 namespace {
 
-int64_t panels_in(const PackedMatrix& w) { return (w.n + kPanel - 1) / kPanel; }
-
 void write_tile(const Kernels& kernels, const LinearOutput& out, int64_t panel, int count,
                 int64_t first_row, int rows, const float* tile) {
   const int64_t column = panel * kPanel;
@@ -28,33 +26,20 @@ void write_tile(const Kernels& kernels, const LinearOutput& out, int64_t panel, 
 }  // namespace
 
 void linear(const LinearArgs& args, const Context& context) {
-  PanelMatrix matrices[kMaxLinearOutputs];
-  int64_t ends[kMaxLinearOutputs];  // panels up to and including output i
-  int64_t total = 0;
-  for (int i = 0; i < args.num_outputs; ++i) {
-    matrices[i] = panels_of(args.outputs[i].weight, context.kernels);
-    ends[i] = total += panels_in(args.outputs[i].weight);
-  }
-  for_each_panel_block(
-      context, args.x.count, total, [&](int64_t p, int count, int64_t row_begin, int64_t row_end) {
-        // A group may straddle two outputs: cut it at the border.
-        for (int i = 0; count > 0 && i < args.num_outputs; ++i) {
-          if (p >= ends[i]) continue;
-          const int64_t local = p - (i == 0 ? 0 : ends[i - 1]);
-          int here = static_cast<int>(std::min<int64_t>(count, ends[i] - p));
-          count -= here;
-          p += here;
-          for (int64_t q = local; here > 0;) {
-            const int group = here >= 4 ? 4 : here >= 2 ? 2 : 1;
-            for_each_tile(context.kernels, args.x, row_begin, row_end, matrices[i], q, group,
-                          [&](int64_t m, int rows, const float* tile) {
-                            write_tile(context.kernels, args.outputs[i], q, group, m, rows, tile);
-                          });
-            q += group;
-            here -= group;
-          }
-        }
-      });
+  const Kernels& kernels = context.kernels;
+  int64_t panels[kMaxLinearOutputs];
+  for (int i = 0; i < args.num_outputs; ++i) panels[i] = panels_in(args.outputs[i].weight);
+  for_each_panel_block(context, args.x.count, panels, args.num_outputs,
+                       [&](int i, int64_t begin, int64_t end, int64_t row_begin, int64_t row_end) {
+                         const LinearOutput& out = args.outputs[i];
+                         for_each_panel_group(
+                             kernels, row_end - row_begin, begin, end, [&](int64_t p, int count) {
+                               for_each_tile(kernels, args.x, row_begin, row_end, out.weight, p,
+                                             count, [&](int64_t m, int rows, const float* tile) {
+                                               write_tile(kernels, out, p, count, m, rows, tile);
+                                             });
+                             });
+                       });
 }
 
 }  // namespace flexidepth::cpu

@@ -3,7 +3,7 @@
 #include <atomic>
 #include <cmath>
 
-#include "cpu/context.h"
+#include "cpu/tiles.h"
 
 namespace flexidepth::cpu {
 
@@ -18,19 +18,20 @@ float read(const void* source, DType dtype, int64_t i) {
 template <DType kSource, DType kPacked>
 int64_t pack_panels(const PackArgs& args, int64_t begin, int64_t end) {
   int64_t bad = 0;
-  const size_t stride = panel_bytes(kPacked, args.k);
+  const PackedMatrix matrix{args.packed, kPacked, args.rows, args.k, nullptr};
   for (int64_t panel = begin; panel < end; ++panel) {
-    uint8_t* to = args.packed + panel * stride;
+    const Panels to = weight_panels(matrix, panel);
     for (int64_t lane = 0; lane < kPanel && panel * kPanel + lane < args.rows; ++lane) {
       const int64_t from = (panel * kPanel + lane) * args.k;
       for (int64_t i = 0; i < args.k; ++i) {
         const float value = read(args.source, kSource, from + i);
         bad += std::isfinite(value) ? 0 : 1;
+        auto* step = const_cast<uint8_t*>(to.data) +
+                     static_cast<size_t>(kPacked == DType::kFloat32 ? i : i / 2) * to.step;
         if (kPacked == DType::kFloat32) {
-          reinterpret_cast<float*>(to)[i * kPanel + lane] = value;
+          reinterpret_cast<float*>(step)[lane] = value;
         } else {
-          reinterpret_cast<uint16_t*>(to)[(i / 2 * kPanel + lane) * 2 + i % 2] =
-              float_to_bf16(value);
+          reinterpret_cast<uint16_t*>(step)[lane * 2 + i % 2] = float_to_bf16(value);
         }
       }
     }
@@ -70,14 +71,15 @@ int64_t pack(const PackArgs& args, const Context& context) {
 }
 
 void unpack_row(const PackedMatrix& matrix, int64_t row, float* out) {
-  const uint8_t* panel = matrix.data + row / kPanel * panel_bytes(matrix.dtype, matrix.k);
+  const Panels panel = weight_panels(matrix, row / kPanel);
   const int64_t lane = row % kPanel;
   for (int64_t i = 0; i < matrix.k; ++i) {
     if (matrix.dtype == DType::kFloat32) {
-      out[i] = reinterpret_cast<const float*>(panel)[i * kPanel + lane];
+      out[i] =
+          reinterpret_cast<const float*>(panel.data + static_cast<size_t>(i) * panel.step)[lane];
     } else {
-      out[i] = bf16_to_float(
-          reinterpret_cast<const uint16_t*>(panel)[(i / 2 * kPanel + lane) * 2 + i % 2]);
+      const auto* step = panel.data + static_cast<size_t>(i / 2) * panel.step;
+      out[i] = bf16_to_float(reinterpret_cast<const uint16_t*>(step)[lane * 2 + i % 2]);
     }
   }
 }

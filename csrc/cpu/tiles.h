@@ -8,9 +8,10 @@
 
 namespace flexidepth::cpu {
 
-// Rows a block of the many-rows loop holds: the tile's inputs stay in L2 while its panels stay in
-// L1.
+// Rows a block of the many-rows loop holds: its inputs stay in L2 while a group of panels passes.
 constexpr int64_t kRowBlock = 96;
+
+inline int64_t panels_in(const PackedMatrix& w) { return (w.n + kPanel - 1) / kPanel; }
 
 inline int max_tile_rows(const Kernels& kernels, int panels) {
   return panels == 1   ? kernels.max_tile_rows_1
@@ -18,65 +19,87 @@ inline int max_tile_rows(const Kernels& kernels, int panels) {
                        : kernels.max_tile_rows_4;
 }
 
-// Largest panel group (4, 2, 1) out of `left` panels for this number of rows.
-inline int panel_group(const Kernels& kernels, int64_t rows, int64_t left) {
-  if (left >= 4 && rows <= kernels.max_tile_rows_4) return 4;
+// How many panels (4, 2, 1) out of `left` to take at once for this number of rows: four where the
+// registers hold a few rows of them, else two.
+inline int panels_at_once(const Kernels& kernels, int64_t rows, int64_t left) {
+  if (left >= 4 && (rows <= kernels.max_tile_rows_4)) return 4;
   return left >= 2 ? 2 : 1;
 }
 
-struct PanelMatrix {
-  const uint8_t* data;
-  size_t stride;  // bytes from panel to panel
-  int64_t k;
-  PanelDot dot;
-};
-
-inline PanelMatrix panels_of(const PackedMatrix& w, const Kernels& kernels) {
-  return {w.data, panel_bytes(w.dtype, w.k), w.k,
-          w.dtype == DType::kFloat32 ? kernels.dot_f32 : kernels.dot_bf16};
+// The panels of a weight matrix from `panel` to the end of its group.
+inline Panels weight_panels(const PackedMatrix& w, int64_t panel) {
+  const int64_t group = panel / kGroup, place = panel % kGroup;
+  const int64_t width = std::min<int64_t>(kGroup, panels_in(w) - group * kGroup);
+  const size_t before = static_cast<size_t>(group * kGroup) * panel_bytes(w.dtype, w.k);
+  return {w.data + before + static_cast<size_t>(place) * kStep, kStep,
+          static_cast<size_t>(width) * kStep};
 }
 
-// consume(first_row, rows, tile) for each tile of x[row_begin, row_end) with panels [panel, panel +
-// count); tile is [rows][count * 16].
+inline PanelDot weight_dot(const PackedMatrix& w, const Kernels& kernels) {
+  return w.dtype == DType::kFloat32 ? kernels.dot_f32 : kernels.dot_bf16;
+}
+
+// visit(panel, count) over panels [begin, end), cut at the borders of groups.
+template <class Visit>
+void for_each_panel_group(const Kernels& kernels, int64_t rows, int64_t begin, int64_t end,
+                          const Visit& visit) {
+  for (int64_t p = begin; p < end;) {
+    const int64_t border = std::min(end, (p / kGroup + 1) * kGroup);
+    const int count = panels_at_once(kernels, rows, border - p);
+    visit(p, count);
+    p += count;
+  }
+}
+
+// consume(first_row, rows, tile) for each tile of x[row_begin, row_end) with panels
+// [panel, panel + count) of w; tile is [rows][count * 16].
 template <class Consume>
 void for_each_tile(const Kernels& kernels, const Rows& x, int64_t row_begin, int64_t row_end,
-                   const PanelMatrix& matrix, int64_t panel, int count, const Consume& consume) {
+                   const PackedMatrix& w, int64_t panel, int count, const Consume& consume) {
   alignas(64) float tile[kMaxTile];
+  const PanelDot dot = weight_dot(w, kernels);
+  const Panels panels = weight_panels(w, panel);
   const int step = max_tile_rows(kernels, count);
   for (int64_t m = row_begin; m < row_end; m += step) {
     const int rows = static_cast<int>(std::min<int64_t>(step, row_end - m));
     const float* pointers[kMaxTileRows];
     for (int i = 0; i < rows; ++i) pointers[i] = x.row(m + i);
-    matrix.dot(pointers, rows, matrix.k, matrix.data + panel * matrix.stride, matrix.stride, count,
-               tile);
+    dot(pointers, rows, w.k, panels, count, tile);
     consume(m, rows, tile);
   }
 }
 
-// visit(panel, count, row_begin, row_end) over all panels x rows on the pool. Few rows: each thread
-// walks a contiguous run of panels once, weights stream by. Many rows: blocks of rows against pairs
-// of panels.
+// visit(matrix, begin, end, row_begin, row_end) over all panels of all matrices x all rows, on the
+// pool. Few rows: each thread walks a contiguous run of panels, weights stream by once. Many rows:
+// blocks of rows against one group of panels.
 template <class Visit>
-void for_each_panel_block(const Context& context, int64_t rows, int64_t panels,
+void for_each_panel_block(const Context& context, int64_t rows, const int64_t* panels, int matrices,
                           const Visit& visit) {
-  const Kernels& kernels = context.kernels;
-  if (rows <= kernels.max_tile_rows_4) {
-    context.pool.run(panels, 2, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end;) {
-        const int count = panel_group(kernels, rows, end - p);
-        visit(p, count, int64_t{0}, rows);
-        p += count;
+  int64_t total = 0, groups = 0;
+  for (int i = 0; i < matrices; ++i) {
+    total += panels[i];
+    groups += (panels[i] + kGroup - 1) / kGroup;
+  }
+  if (rows <= context.kernels.max_tile_rows_2) {
+    context.pool.run(total, 2, [&](int64_t begin, int64_t end) {
+      for (int i = 0; i < matrices && begin < end; ++i) {
+        if (begin < panels[i]) visit(i, begin, std::min(end, panels[i]), int64_t{0}, rows);
+        begin = std::max<int64_t>(0, begin - panels[i]);
+        end -= panels[i];
       }
     });
     return;
   }
-  const int64_t groups = (panels + 1) / 2;
   const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
   context.pool.run(groups * blocks, 8, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t p = unit / blocks * 2, m = unit % blocks * kRowBlock;
-      visit(p, static_cast<int>(std::min<int64_t>(2, panels - p)), m,
-            std::min(rows, m + kRowBlock));
+      const int64_t m = unit % blocks * kRowBlock;
+      int64_t group = unit / blocks;
+      int i = 0;
+      while (group >= (panels[i] + kGroup - 1) / kGroup)
+        group -= (panels[i++] + kGroup - 1) / kGroup;
+      const int64_t first = group * kGroup;
+      visit(i, first, std::min(panels[i], first + kGroup), m, std::min(rows, m + kRowBlock));
     }
   });
 }
