@@ -327,7 +327,8 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
 
 
 def _next_token_loss(logits: Tensor, labels: Tensor, num_items: Any | None) -> Tensor:
-    flat = logits[:, :-1].float().flatten(0, 1)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    flat = wide[:, :-1].flatten(0, 1)
     targets = labels[:, 1:].flatten().to(flat.device)
     if num_items is None:
         return F.cross_entropy(flat, targets, ignore_index=-100)

@@ -1,0 +1,145 @@
+"""What gradients reach, how they are saved and accumulated, and that training learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flexidepth.errors import ValueOutOfRangeError
+
+from ..engine.conftest import tiny_config, tiny_model
+
+
+def test_multiplier_gradient_reaches_the_router_and_not_the_base(ids):
+    model = tiny_model(tiny_config()).train()
+    model.freeze_base()
+    model(ids, labels=ids).loss.backward()
+    for name, parameter in model.named_parameters():
+        trained = ".router." in name or ".adapter." in name
+        assert (parameter.grad is not None) == trained, name
+    assert model.model.layers[2].router.enc.weight.grad.abs().sum() > 0
+    assert model.model.layers[2].adapter.down_proj.weight.grad.abs().sum() > 0
+
+
+def test_straight_through_starts_at_the_base_model_and_learns(ids):
+    config = tiny_config(gate="straight_through", router_bias=True)
+    model = tiny_model(config).train()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            if layer.routed:
+                layer.router.head.weight.zero_()
+                layer.router.head.bias.fill_(2.0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, model(ids, force_routing="all").logits)
+    model(ids, labels=ids).loss.backward()
+    assert model.model.layers[1].router.head.bias.grad.abs() > 0
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(ids, frozen, reentrant):
+    def gradients(checkpointing):
+        model = tiny_model(tiny_config()).train()
+        if frozen:
+            model.freeze_base()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model(ids, labels=ids).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, saved = gradients(False), gradients(True)
+    assert plain.keys() == saved.keys() and len(plain) > 20
+    for name, gradient in plain.items():
+        torch.testing.assert_close(saved[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_no_cache_while_checkpointing(ids):
+    model = tiny_model(tiny_config()).train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueOutOfRangeError, match="use_cache=False"):
+        model(ids, use_cache=True)
+    with torch.no_grad():
+        assert model(ids, use_cache=True).past_key_values.get_seq_length() == 40
+
+
+def test_the_threshold_itself_passes_no_gradient(ids):
+    """With hard weights neither w nor 1 - w is there, and nothing reaches the router."""
+    model = tiny_model(tiny_config()).train()
+    model(ids, labels=ids, force_routing=[2]).loss.backward()
+    for layer in model.model.layers[1:]:
+        gradient = layer.router.enc.weight.grad
+        assert gradient is None or not gradient.any()
+    assert model.model.layers[1].adapter.down_proj.weight.grad.any()
+    assert not model.model.layers[2].adapter.down_proj.weight.grad.any()
+
+
+def test_multiplier_gradient_is_that_of_the_formula(ids):
+    """d loss / d w against finite differences, in float64 and within one set of decisions."""
+    model = tiny_model(tiny_config(router_bias=True)).double().train()
+    bias = model.model.layers[2].router.head.bias
+    own = model(ids[:1], labels=ids[:1])
+    own.loss.backward()
+    step, losses = 1e-6, []
+    with torch.no_grad():
+        for sign in (1, -1):
+            bias += sign * step
+            losses.append(model(ids[:1], labels=ids[:1], force_routing=own.run[0]).loss)
+            bias -= sign * step
+    slope = (losses[0] - losses[1]) / (2 * step)
+    assert bias.grad.abs() > 1e-4
+    torch.testing.assert_close(bias.grad[0], slope, rtol=1e-5, atol=1e-8)
+
+
+def test_straight_through_gradient_reaches_attention_and_both_branches(ids):
+    """By hand for the last layer: d out / d w = attention's change + mlp - adapter."""
+    model = tiny_model(tiny_config(gate="straight_through", routing_layers=[3])).train()
+    captured = {}
+    layer = model.model.layers[3]
+    layer.register_forward_hook(lambda _, inputs, output: captured.update(i=inputs, o=output))
+    model(ids, use_cache=False)
+    h, step = captured["i"][0].detach(), captured["i"][1]
+    out, gates, run = layer(h, step, torch.tensor(0.5), captured["i"][3])
+    direction = torch.randn_like(out)
+    (got,) = torch.autograd.grad((out * direction).sum(), gates)
+    taken = run.float().requires_grad_()
+    x = layer.input_layernorm(h)
+    attended = layer.self_attn(x, *layer.self_attn.keys_values(x, step), step)
+    h1 = h + taken[..., None] * attended
+    y = layer.post_attention_layernorm(h1)
+    by_hand = h1 + taken[..., None] * layer.mlp(y) + (1 - taken)[..., None] * layer.adapter(y)
+    torch.testing.assert_close(by_hand, out)
+    (want,) = torch.autograd.grad((by_hand * direction).sum(), taken)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", ["multiplier", "straight_through"])
+def test_training_lowers_loss_and_penalty_with_a_frozen_base(ids, gate):
+    model = tiny_model(tiny_config(gate=gate, router_bias=True)).train()
+    model.freeze_base()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-3)
+    totals = []
+    for _ in range(25):
+        out = model(ids, labels=ids)
+        total = out.loss + 0.05 * out.gates.sum(-1).pow(2).mean()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < totals[0] - 0.2
+    for name, parameter in model.named_parameters():
+        routed = ".router." in name or ".adapter." in name
+        assert torch.equal(before[name], parameter) != routed, name
+
+
+def test_loss_counts_items_as_the_trainer_does(ids):
+    model = tiny_model(tiny_config())
+    labels = ids.clone()
+    labels[:, :10] = -100
+    whole = model(ids, labels=labels).loss
+    halves = [
+        model(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=60).loss
+        for i in range(2)
+    ]
+    torch.testing.assert_close(sum(halves), whole, rtol=1e-5, atol=1e-6)
