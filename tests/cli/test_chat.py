@@ -121,11 +121,12 @@ def test_ctrl_c_at_the_prompt_is_survived_by_a_person_only(
 
     monkeypatch.setattr(builtins, "input", read)
     session = llm.chat()
-    assert Repl(session, TokenPrinter("never", 2, 4), interactive=True).read() is None
+    Repl(session, TokenPrinter("never", 2, 4), interactive=True).run()
+    assert lines == []
     assert "Ctrl-D or /exit ends" in capsys.readouterr().err
     lines[:] = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
-        repl_on(session).read()
+        repl_on(session).run()
 
 
 def test_model_without_template_says_what_to_use(run: Command, tmp_path: Path) -> None:

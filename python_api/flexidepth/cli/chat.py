@@ -133,25 +133,30 @@ class Repl:
             with suppress(ImportError):  # not on every system; input() uses it for editing
                 import readline  # noqa: F401
             say(_COMMANDS)
-        while (line := self.read()) is not None and line not in ("/exit", "/quit"):
-            if line.startswith("/"):
-                self.command(line)
-            elif line:
-                self.answer(line)
-
-    def read(self) -> str | None:
-        """The next line, or None at the end of input."""
         while True:
             try:
-                return input("> " if self.interactive else "").strip()
-            except EOFError:
-                if self.interactive:
-                    say("")
-                return None
+                if not self.turn():
+                    return
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
                 say("\n(Ctrl-D or /exit ends)")
+
+    def turn(self) -> bool:
+        """Read a line and do what it asks; False when the conversation is over."""
+        try:
+            line = input("> " if self.interactive else "").strip()
+        except EOFError:
+            if self.interactive:
+                say("")
+            return False
+        if line in ("/exit", "/quit"):
+            return False
+        if line.startswith("/"):
+            self.command(line)
+        elif line:
+            self.answer(line)
+        return True
 
     def command(self, line: str) -> None:
         """Obey a line that starts with a slash."""
