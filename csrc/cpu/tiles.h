@@ -20,9 +20,9 @@ inline int max_tile_rows(const Kernels& kernels, int panels) {
 }
 
 // How many panels (4, 2, 1) out of `left` to take at once for this number of rows: four where the
-// registers hold a few rows of them, else two.
+// registers hold several rows of them (AVX-512), else two.
 inline int panels_at_once(const Kernels& kernels, int64_t rows, int64_t left) {
-  if (left >= 4 && (rows <= kernels.max_tile_rows_4)) return 4;
+  if (left >= 4 && (kernels.max_tile_rows_4 >= 4 || rows <= kernels.max_tile_rows_4)) return 4;
   return left >= 2 ? 2 : 1;
 }
 
