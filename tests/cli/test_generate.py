@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flexidepth import FlexiDepth, RoutingReport
-from tests.cli.conftest import Command, Script
+from tests.cli.conftest import Command
 
 ESCAPE = "\x1b["
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
@@ -39,30 +39,49 @@ def test_standard_output_is_the_text_alone(model: str, run: Command, how: str) -
     assert "4.0 of 4 layers" in result.stderr
 
 
-def test_arguments_reach_the_model(model: str, run: Command) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 9.0),
+        ("do_sample", False),
+        ("top_k", 1),
+        ("top_p", 0.01),
+        ("min_p", 1.0),
+        ("repetition_penalty", 3.0),
+        ("seed", 8),
+        ("max_new_tokens", 3),
+        ("force_routing", "none"),
+        ("skip_threshold", 1.0),
+    ],
+)
+def test_each_argument_reaches_the_model(
+    model: str, run: Command, name: str, value: object
+) -> None:
+    usual = {"max_new_tokens": 12, "temperature": 1.5, "seed": 7, "eos_token_id": 319}
     with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
-        wanted = llm.generate(
-            "hello",
-            max_new_tokens=12,
-            temperature=1.5,
-            top_k=50,
-            top_p=0.95,
-            min_p=0.001,
-            repetition_penalty=1.2,
-            seed=7,
-            force_routing=[2],
-            logprobs=2,
-        )
-    options = "--temperature 1.5 --top-k 50 --top-p 0.95 --min-p 0.001 --repetition-penalty 1.2"
-    got = described(
-        run, model, "hello", *options.split(), "--seed", 7, "--force-routing", "2", "--logprobs", 2
-    )
-    assert got["token_ids"] == wanted.token_ids
+        without = llm.generate("hello hello", **usual).token_ids
+        wanted = llm.generate("hello hello", **{**usual, name: value}).token_ids
+    assert wanted != without
+    options: list[object] = []
+    for key, given in {**usual, name: value}.items():
+        flag = key.replace("_", "-")
+        options += [f"--no-{flag}"] if given is False else [f"--{flag}", given]
+    result = run("generate", model, "hello hello", "-t", 1, "--json", *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["token_ids"] == wanted
+
+
+def test_json_tells_layers_and_log_probabilities(model: str, run: Command) -> None:
+    with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
+        options: dict[str, Any] = {"max_new_tokens": 12, "force_routing": [2], "logprobs": 2}
+        wanted = llm.generate("hello hello", **options)
+    got = described(run, model, "hello hello", "--force-routing", "2", "--logprobs", 2)
+    assert got["text"] == wanted.text
     assert got["logprobs"] == pytest.approx(wanted.logprobs)
     assert [len(row) for row in got["top_logprobs"]] == [2] * 12
-    assert got["seed"] == 7
     assert got["layers_used"] == [3] * 12
     assert got["skip_rate"] == {"2": 0.0, "3": 1.0}
+    assert got["metrics"]["new_tokens"] == 12
 
 
 def test_stop_strings_and_end_tokens_end_the_answer(model: str, run: Command) -> None:
@@ -111,19 +130,23 @@ def test_seeded_routers_are_said(model: str, run: Command) -> None:
     assert "seeded" not in forced.stderr
 
 
-def test_colors_follow_option_variable_and_terminal(model: str, script: Script) -> None:
+def test_colors_follow_option_variable_and_terminal(
+    model: str, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call = ("generate", model, "hello", "--force-routing", "0.5", *ARGUMENTS)
-    plain = script(*call)
-    assert plain.returncode == 0, plain.stderr
+    plain = run(*call)
+    assert plain.exit_code == 0, plain.stderr
     assert ESCAPE not in plain.stdout + plain.stderr
-    always = script(*call, "--color", "always", NO_COLOR="1")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # stands in for a terminal
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert ESCAPE in run(*call).stdout
+    assert ESCAPE not in run(*call, "--color", "never").stdout
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert ESCAPE not in run(*call).stdout
+    always = run(*call, "--color", "always")
     assert ESCAPE in always.stdout
     assert COLORS.sub("", always.stdout) == plain.stdout
     assert "layers used:  2  3  4 " in COLORS.sub("", always.stderr)
-    forced = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
-    assert ESCAPE in script(*call, **forced).stdout
-    assert ESCAPE not in script(*call, **forced, NO_COLOR="1").stdout
-    assert ESCAPE not in script(*call, "--color", "never", **forced).stdout
 
 
 def test_unknown_color_is_wrong_usage(model: str, run: Command) -> None:
