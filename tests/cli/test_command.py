@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 import flexidepth
 from flexidepth.cli import common
+from flexidepth.errors import ModelNotFoundError
 from tests.cli.conftest import Command, Script
 
 COMMANDS = ("demo", "generate", "chat", "bench", "convert", "inspect", "plot", "doctor")
@@ -59,11 +61,9 @@ def test_error_is_one_line_without_traceback(script: Script, tmp_path: Path) -> 
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_debug_shows_the_traceback(script: Script, tmp_path: Path) -> None:
-    result = script("--debug", "inspect", tmp_path / "nothing.gguf")
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
-    assert "ModelNotFoundError" in result.stderr
+def test_debug_lets_the_error_through(run: Command, tmp_path: Path) -> None:
+    result = run("--debug", "inspect", tmp_path / "nothing.gguf")
+    assert isinstance(result.exception, ModelNotFoundError)
 
 
 def test_unexpected_error_names_its_type_and_the_way_to_its_place(
@@ -86,6 +86,21 @@ def test_interrupt_ends_with_130(run: Command, monkeypatch: pytest.MonkeyPatch) 
     result = run("inspect", "model")
     assert result.exit_code == 130
     assert result.stderr == "interrupted\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reader_that_is_gone_is_no_news(model: str, unbuffered: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flexidepth", "inspect", model],
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=300), errors) == (1, b"")
 
 
 def test_system_error_names_the_file_alone() -> None:

@@ -39,7 +39,11 @@ def command_errors(function: Function) -> Function:
         from ..errors import FlexiDepthError
 
         try:
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                # Here, where a reader that is gone is handled, and not at the interpreter's end.
+                sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
