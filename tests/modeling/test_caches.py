@@ -63,6 +63,9 @@ def test_padding_changes_nothing(model, ids, side):
     assert out.logits.isfinite().all()
     torch.testing.assert_close(out.logits[:, real], full.logits, **CLOSE)
     assert torch.equal(out.run[:, real], full.run)
+    # A draw goes by position, so positions are those without padding.
+    drawn = model(torch.cat(order, 1), attention_mask=torch.cat(masks, 1), force_routing=0.4)
+    assert torch.equal(drawn.run[:, real], model(ids, force_routing=0.4).run)
 
 
 @torch.no_grad()
