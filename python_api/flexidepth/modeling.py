@@ -6,6 +6,7 @@ Importing this module registers it with transformers' Auto classes.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,73 +127,81 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             )
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         batch, tokens = h.shape[:2]
-        if isinstance(
-            attention_mask, dict
-        ):  # one mask per kind of layer; all of ours are of one kind
+        if isinstance(attention_mask, dict):
+            # One mask per kind of layer; all of ours are of one kind.
             attention_mask = next(iter(attention_mask.values()))
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        if checkpointing:
-            if use_cache or past_key_values is not None:
-                raise ValueOutOfRangeError(
-                    "forward: a cache while checkpointing gradients, which computes layers again and would "
-                    "fill it twice; give use_cache=False and no past_key_values"
-                )
-            if not h.requires_grad:
-                # Reentrant checkpointing differentiates only what a layer's inputs lead to, and
-                # behind frozen embeddings that would be nothing.
-                h = h.detach().requires_grad_()
+        if checkpointing and (use_cache or past_key_values is not None):
+            raise ValueOutOfRangeError(
+                "forward: a cache while checkpointing gradients, which computes layers again and would "
+                "fill it twice; give use_cache=False and no past_key_values"
+            )
+        if checkpointing and not h.requires_grad:
+            # Reentrant checkpointing differentiates only what a layer's inputs lead to, and behind
+            # frozen embeddings that would be nothing.
+            h = h.detach().requires_grad_()
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         check_attention_mask(attention_mask, batch, past, tokens)
         if position_ids is None:
             position_ids = token_positions(attention_mask, batch, past, tokens, h.device)
+        position_ids = position_ids.expand(batch, -1)
         inv_freq = reference.rope_inv_freq(self.config.head_dim, self.config.rope_parameters)
-        cos, sin = reference.rope_cos_sin(position_ids.expand(batch, -1), inv_freq, h.dtype)
+        cos, sin = reference.rope_cos_sin(position_ids, inv_freq, h.dtype)
         mask = visible_keys(
             attention_mask, batch, past, tokens, self.config.sliding_window, h.device
         )
         step = StepInputs(cos, sin, mask, past_key_values)
-        decisions = self._decisions(force_routing, position_ids.expand(batch, -1))
+        decisions = self._decisions(force_routing, position_ids)
+        if output_hidden_states is None:
+            output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
+        return self._through_layers(h, step, decisions, checkpointing, output_hidden_states)
+
+    def _through_layers(
+        self,
+        h: Tensor,
+        step: StepInputs,
+        decisions: Callable[[int], Decision],
+        checkpointing: bool,
+        output_hidden_states: bool,
+    ) -> FlexiDepthOutput:
+        """Every layer and the last norm; decisions by number of routed layer."""
         check_thresholds(self.config.router_thresholds, self.config.num_routed_layers)
         thresholds = torch.tensor(
             self.config.router_thresholds, dtype=torch.float32, device=h.device
         )
-        if output_hidden_states is None:
-            output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
-        hidden: list[Tensor] = []
+        hidden = [h]
         gates: list[Tensor] = []
         runs: list[Tensor] = []
         for layer in self.layers:
-            if output_hidden_states:
-                hidden.append(h)
             routed = len(gates)
-            arguments = (
-                h,
-                step,
-                thresholds[routed] if layer.routed else thresholds,
-                decisions(routed),
-            )
+            threshold = thresholds[routed] if layer.routed else thresholds
+            arguments = (h, step, threshold, decisions(routed))
             if checkpointing:
                 h, gate, run = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
                 h, gate, run = layer(*arguments)
-            if gate is not None and run is not None:
+            if layer.routed:
                 gates.append(gate)
                 runs.append(run)
+            if output_hidden_states:
+                hidden.append(h)
         h = self.norm(h)
-        if output_hidden_states:
-            hidden.append(h)
+        # As in transformers, the last of the hidden states is the normed one.
         return FlexiDepthOutput(
             last_hidden_state=h,
-            past_key_values=past_key_values,
-            hidden_states=tuple(hidden) if output_hidden_states else None,
+            past_key_values=step.cache,
+            hidden_states=(*hidden[:-1], h) if output_hidden_states else None,
             gates=torch.stack(gates, -1) if gates else None,
             run=torch.stack(runs, -1) if runs else None,
         )
 
-    def _decisions(self, force: ForceRouting | ForcedRouting, positions: Tensor) -> Any:
+    def _decisions(
+        self, force: ForceRouting | ForcedRouting, positions: Tensor
+    ) -> Callable[[int], Decision]:
         """A function from the number of a routed layer to its Decision."""
         forced = (
             force if isinstance(force, ForcedRouting) else resolve_force_routing(force, self.config)
