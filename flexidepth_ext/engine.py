@@ -94,7 +94,7 @@ class Engine:
         *,
         dtype: torch.dtype,
         num_threads: int | None = None,
-        max_rows: int = 512,
+        max_rows: int = 256,
         strict_router: bool = False,
         isa: str | None = None,
     ) -> None:

@@ -66,6 +66,7 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
     def make(
         model: FlexiDepthForCausalLM, dtype: torch.dtype = torch.float32, **arguments: Any
     ) -> Engine:
+        arguments.setdefault("max_rows", 512)  # whole test texts in one pass
         made.append(Engine(model.config, weights_of(model), dtype=dtype, **arguments))
         return made[-1]
 

@@ -187,7 +187,7 @@ def test_closed(engine):
 def test_two_threads_on_one_engine(make_engine):
     """Whoever comes second gets an error, nobody hangs, and the first one's answer is right."""
     engine = make_engine(
-        tiny_model(tiny_config(hidden_size=192, intermediate_size=768)), num_threads=1
+        tiny_model(tiny_config(hidden_size=192, intermediate_size=768)), num_threads=1, max_rows=512
     )
     ids = torch.zeros(512, dtype=torch.int32)
     want = engine.forward(ids, [512], [engine.new_cache(512)]).logits.clone()
