@@ -43,10 +43,7 @@ const Kernels* kernels_for(const std::string& isa) {
 const Kernels* default_kernels() {
   const char* forced = std::getenv("FLEXIDEPTH_ISA");
   if (forced != nullptr && *forced != '\0') return kernels_for(forced);
-  const auto names = available_isas();
-  for (auto name = names.rbegin(); name != names.rend(); ++name)
-    if (*name != "avx512bf16") return kernels_for(*name);
-  return kernels_generic();
+  return kernels_for(available_isas().back());
 }
 
 }  // namespace flexidepth::cpu

@@ -15,8 +15,8 @@ std::vector<std::string> available_isas();
 // Throws Error(kUnsupported) for a name that is unknown, not built, or not runnable here.
 const Kernels* kernels_for(const std::string& isa);
 
-// "auto" resolved: FLEXIDEPTH_ISA if set, else the widest of generic, avx2, avx512. avx512bf16
-// rounds activations and is never chosen by itself.
+// FLEXIDEPTH_ISA if set, else the last of available_isas(). avx512bf16 rounds activations to
+// bfloat16 where weights are bfloat16; name avx512 to keep them in float32.
 const Kernels* default_kernels();
 
 }  // namespace flexidepth::cpu
