@@ -35,7 +35,7 @@ def decode_case(model: Any, context: int, threads: int) -> Case:
         out = model(state["token"], past_key_values=state["cache"], use_cache=True)
         state["token"] = out.logits[:, -1].argmax(-1, keepdim=True)
 
-    return Case("transformers eager", step, start)
+    return Case(_name(model), step, start)
 
 
 def prompt_case(model: Any, tokens: int, threads: int) -> Case:
@@ -47,5 +47,8 @@ def prompt_case(model: Any, tokens: int, threads: int) -> Case:
     def step() -> None:
         model(ids, use_cache=True, logits_to_keep=1)
 
-    name = "transformers eager " + str(model.dtype).removeprefix("torch.")
-    return Case(name, step, lambda: torch.set_num_threads(threads))
+    return Case(_name(model), step, lambda: torch.set_num_threads(threads))
+
+
+def _name(model: Any) -> str:
+    return "transformers eager " + str(model.dtype).removeprefix("torch.")
