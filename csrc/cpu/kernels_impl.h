@@ -77,22 +77,19 @@ void dot_tile_bf16(const float* const* x_in, int64_t k, const Panels& w, float* 
     const int64_t end = k - i < kSumBlock ? k : i + kSumBlock;
     const bool first = i == 0;
     sums.clear();
-    for (; i + 1 < end; i += 2, source += w.step) {
-      Vec even[kPanels], odd[kPanels];
+    for (; i < end; i += 2, source += w.step) {
+      Vec wv[kPanels];
 #pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) {
-        load_bf16_pairs(reinterpret_cast<const uint16_t*>(source + p * w.stride), even[p], odd[p]);
-      }
-      sums.step(x, i, even);
-      sums.step(x, i + 1, odd);
-    }
-    if (i < end) {  // the last input of an odd k has no partner
-      Vec even[kPanels], odd[kPanels];
       for (int p = 0; p < kPanels; ++p)
-        load_bf16_pairs(reinterpret_cast<const uint16_t*>(source + p * w.stride), even[p], odd[p]);
-      sums.step(x, i, even);
-      ++i;
+        wv[p] = load_bf16_even(reinterpret_cast<const uint16_t*>(source + p * w.stride));
+      sums.step(x, i, wv);
+      if (i + 1 == end) continue;  // the last input of an odd k has no partner
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p)
+        wv[p] = load_bf16_odd(reinterpret_cast<const uint16_t*>(source + p * w.stride));
+      sums.step(x, i + 1, wv);
     }
+    if (i > end) i = end;
     sums.flush(tile, first);
   } while (i < k);
 }

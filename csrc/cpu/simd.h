@@ -50,12 +50,14 @@ inline Vec select_first(int limit, Vec a, Vec b) {
 inline Vec zero_where_less(Vec a, Vec b, Vec c) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), c.v)};
 }
-// 32 bfloat16 values: the even ones and the odd ones as two vectors of float32
-inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
-  const __m512i raw = _mm512_loadu_si512(p);
-  even.v = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
-  odd.v =
-      _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+// The even, and the odd, of 32 bfloat16 values as float32. Two functions, so that 16 registers
+// never hold both at once.
+inline Vec load_bf16_even(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))};
+}
+inline Vec load_bf16_odd(const uint16_t* p) {
+  const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), mask))};
 }
 // 2^n, n = the integer that (n + 1.5 * 2^23) holds in its low mantissa bits
 inline Vec pow2_of_shifted(Vec shifted) {
@@ -93,14 +95,20 @@ inline Vec zero_where_less(Vec a, Vec b, Vec c) {
   return {_mm256_and_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_NLT_UQ), c.lo),
           _mm256_and_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_NLT_UQ), c.hi)};
 }
-inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+inline __m256i load_bits(const uint16_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline Vec load_bf16_even(const uint16_t* p) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(load_bits(p), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(load_bits(p + 16), 16))};
+}
+inline Vec load_bf16_odd(const uint16_t* p) {
+  // Hides that these bytes were just read by load_bf16_even: the compiler would keep them in two
+  // registers and push two of the twelve sums of a 6 x 16 tile out to the stack.
+  asm("" : "+r"(p));
   const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
-  even = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
-          _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
-  odd = {_mm256_castsi256_ps(_mm256_and_si256(a, mask)),
-         _mm256_castsi256_ps(_mm256_and_si256(b, mask))};
+  return {_mm256_castsi256_ps(_mm256_and_si256(load_bits(p), mask)),
+          _mm256_castsi256_ps(_mm256_and_si256(load_bits(p + 16), mask))};
 }
 inline __m256 pow2_of_shifted_half(__m256 shifted) {
   const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
@@ -167,9 +175,11 @@ inline Vec select_first(int limit, Vec a, Vec b) {
 inline Vec zero_where_less(Vec a, Vec b, Vec c) {
   return map([&](int i) { return a.v[i] < b.v[i] ? 0.0f : c.v[i]; });
 }
-inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
-  even = map([&](int i) { return from_bits(static_cast<uint32_t>(p[2 * i]) << 16); });
-  odd = map([&](int i) { return from_bits(static_cast<uint32_t>(p[2 * i + 1]) << 16); });
+inline Vec load_bf16_even(const uint16_t* p) {
+  return map([&](int i) { return from_bits(static_cast<uint32_t>(p[2 * i]) << 16); });
+}
+inline Vec load_bf16_odd(const uint16_t* p) {
+  return map([&](int i) { return from_bits(static_cast<uint32_t>(p[2 * i + 1]) << 16); });
 }
 inline Vec pow2_of_shifted(Vec shifted) {
   return map([&](int i) { return from_bits((to_bits(shifted.v[i]) << 23) + 0x3f800000u); });

@@ -19,33 +19,30 @@ inline int max_tile_rows(const Kernels& kernels, int panels) {
                        : kernels.max_tile_rows_4;
 }
 
-// How many panels (4, 2, 1) out of `left` to take at once for this number of rows: four where the
-// registers hold several rows of them (AVX-512), else two.
+// How many panels (4, 2, 1) out of `left` to take at once for this number of rows: as many as leave
+// registers for all rows, and of a block of rows so many that its tiles hold four rows or more.
 inline int panels_at_once(const Kernels& kernels, int64_t rows, int64_t left) {
-  if (left >= 4 && (kernels.max_tile_rows_4 >= 4 || rows <= kernels.max_tile_rows_4)) return 4;
-  return left >= 2 ? 2 : 1;
+  const auto fits = [&](int max_rows) { return max_rows >= 4 || rows <= max_rows; };
+  if (left >= 4 && fits(kernels.max_tile_rows_4)) return 4;
+  return left >= 2 && fits(kernels.max_tile_rows_2) ? 2 : 1;
 }
 
-// The panels of a weight matrix from `panel` to the end of its group.
+// The panels of a weight matrix from `panel` on.
 inline Panels weight_panels(const PackedMatrix& w, int64_t panel) {
-  const int64_t group = panel / kGroup, place = panel % kGroup;
-  const int64_t width = std::min<int64_t>(kGroup, panels_in(w) - group * kGroup);
-  const size_t before = static_cast<size_t>(group * kGroup) * panel_bytes(w.dtype, w.k);
-  return {w.data + before + static_cast<size_t>(place) * kStep, kStep,
-          static_cast<size_t>(width) * kStep};
+  const size_t stride = panel_bytes(w.dtype, w.k);
+  return {w.data + static_cast<size_t>(panel) * stride, stride, kStep};
 }
 
 inline PanelDot weight_dot(const PackedMatrix& w, const Kernels& kernels) {
   return w.dtype == DType::kFloat32 ? kernels.dot_f32 : kernels.dot_bf16;
 }
 
-// visit(panel, count) over panels [begin, end), cut at the borders of groups.
+// visit(panel, count) over panels [begin, end), as many at a time as the kernels take.
 template <class Visit>
 void for_each_panel_group(const Kernels& kernels, int64_t rows, int64_t begin, int64_t end,
                           const Visit& visit) {
   for (int64_t p = begin; p < end;) {
-    const int64_t border = std::min(end, (p / kGroup + 1) * kGroup);
-    const int count = panels_at_once(kernels, rows, border - p);
+    const int count = panels_at_once(kernels, rows, end - p);
     visit(p, count);
     p += count;
   }
