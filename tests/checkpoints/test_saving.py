@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_shards_stay_within_their_limit_and_are_indexed(opened: Checkpoint, tmp_
     sizes = [sum(t.nbytes for t in load_file(out / file).values()) for file in files]
     assert max(sizes) <= 100_000
     assert index["metadata"]["total_size"] == sum(sizes)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_weights_may_be_read_by_whom_the_umask_allows(
+    opened: Checkpoint, tmp_path: Path, mask: int, mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        out = save_checkpoint(
+            opened.config, opened.tensors(), tmp_path / "out", max_shard_bytes=100_000
+        )
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()}
+    assert len(modes) > 3 and set(modes.values()) == {mode}, modes
 
 
 def test_matrices_are_narrowed_and_routers_and_norms_are_not(

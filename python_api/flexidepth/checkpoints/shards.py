@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import stat
+import uuid
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
@@ -100,3 +102,18 @@ def _shard(number: int) -> str:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(usual_mode(path.parent))
+
+
+def usual_mode(folder: Path) -> int:
+    """The mode of a file that is created in `folder` in the usual way, as umask and folder want it.
+
+    safetensors makes its files readable by their owner alone.
+    """
+    # Asked of a file: os.umask tells the mask only by changing it, for every thread.
+    probe = folder / f".{uuid.uuid4().hex}.probe"
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
