@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from ..config import FlexiDepthConfig
 from ..errors import SaveError, ValueOutOfRangeError
 from .checkpoint import expected_shapes
 from .directory_config import TRAINED_KEY
 from .names import routing_to_released
+from .partial import check_space, partial_directory, swap, sync
 from .shards import stored_bytes, write_shards
 
 LAYOUTS = ("flexidepth", "ddllama")
@@ -63,29 +60,17 @@ def save_checkpoint(
     content = _config_content(config, layout, dtype, routers_trained)
     target = Path(directory).expanduser().resolve()
     _check_target(target, overwrite)
-    partial = _make_partial(target)
     needed = stored_bytes(expected_shapes(config), dtype or torch.bfloat16)
-    try:
-        _check_space(target, needed)
+    with partial_directory(target, needed) as partial:
+        check_space(target, needed)
         write_shards(
             partial, config, tensors, dtype, released=layout == "ddllama", limit=max_shard_bytes
         )
         (partial / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-        _sync(partial)
-        _swap(partial, target)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, SaveError):
-            raise
-        shutil.rmtree(partial, ignore_errors=True)  # before the free space is counted
-        free = shutil.disk_usage(target.parent).free
-        raise SaveError(
-            f"save: writing {target} failed: {error}; at least {needed} bytes are needed, {free} are free "
-            "there. What was there before is untouched; free space or choose another directory"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        sync(partial)
+        swap(partial, target)
     return target
 
 
@@ -142,50 +127,3 @@ def _check_target(target: Path, overwrite: bool) -> None:
             f"save: {target} is not empty and not a model directory (no config.json), so it is not "
             "replaced; choose another directory or remove it yourself"
         )
-
-
-def _make_partial(target: Path) -> Path:
-    """A new directory beside `target`: a rename moves it in place only on the same file system."""
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        raise SaveError(
-            f"save: cannot write in {target.parent}: {error.strerror}; choose a directory you may write to"
-        ) from error
-    return partial
-
-
-def _check_space(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if needed > free:
-        raise SaveError(
-            f"save: {target} needs at least {needed} bytes, {free} are free there; free space, choose "
-            "another directory or a narrower dtype"
-        )
-
-
-def _sync(folder: Path) -> None:
-    """Have every file on the disk before the rename makes them the checkpoint."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap(partial: Path, target: Path) -> None:
-    """Move `partial` to `target`; an old directory steps aside first and comes back if that fails."""
-    if not target.exists():
-        os.rename(partial, target)
-        return
-    old = partial.with_suffix(".old")
-    os.rename(target, old)
-    try:
-        os.rename(partial, target)
-    except BaseException:  # Ctrl-C too
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
