@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from . import reference
 from .base_model import base_state
+from .checkpoints.model_saving import SurvivingSave
 from .config import FlexiDepthConfig, check_thresholds
 from .errors import InternalError, UnsupportedError, ValueOutOfRangeError
 from .initialization import initial_routing
@@ -49,8 +50,8 @@ class FlexiDepthCausalLMOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     run: Tensor | None = None
 
 
-class FlexiDepthPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
-    """What the two models share: configuration, initialisation, checkpointing."""
+class FlexiDepthPreTrainedModel(SurvivingSave, PreTrainedModel):  # type: ignore[misc]
+    """What the two models share: configuration, initialisation, saving, checkpointing."""
 
     config_class = FlexiDepthConfig
     base_model_prefix = "model"
