@@ -10,6 +10,7 @@ import gguf
 import pytest
 from transformers import AutoTokenizer
 
+from flexidepth.checkpoints.directory import directory_tokenizer
 from flexidepth.checkpoints.gguf_header import read_header
 from flexidepth.checkpoints.gguf_tokenizer import gguf_tokenizer
 from flexidepth.errors import CheckpointError, UnsupportedError
@@ -71,7 +72,8 @@ IDS: dict[str, list[list[int]]] = {
 # fmt: on
 
 
-def vocabulary_file(path: Path, pre: str) -> Path:
+def vocabulary_file(path: Path, pre: str, **flags: bool) -> Path:
+    """A GGUF file without tensors; flags: add_bos_token, add_eos_token."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(SIZES["max_position_embeddings"])
     writer.add_embedding_length(SIZES["hidden_size"])
@@ -80,6 +82,8 @@ def vocabulary_file(path: Path, pre: str) -> Path:
     writer.add_head_count(4)
     writer.add_layer_norm_rms_eps(1e-5)
     add_tokenizer(writer, pre)
+    for name, value in flags.items():
+        writer.add_bool(f"tokenizer.ggml.{name}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -87,15 +91,20 @@ def vocabulary_file(path: Path, pre: str) -> Path:
     return path
 
 
-def tokenizer(tmp_path: Path, pre: str = "smollm") -> Any:
-    return gguf_tokenizer(read_header(vocabulary_file(tmp_path / f"{pre}.gguf", pre)))
+def tokenizer(tmp_path: Path, pre: str = "smollm", **flags: bool) -> Any:
+    return gguf_tokenizer(read_header(vocabulary_file(tmp_path / f"{pre}.gguf", pre, **flags)))
+
+
+def plain(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 @pytest.mark.parametrize("pre", PRES)
 def test_ids_are_those_of_the_table(tmp_path: Path, pre: str) -> None:
     ours = tokenizer(tmp_path, pre)
     for text, ids in zip(TEXTS, IDS[pre], strict=True):
-        assert ours(text)["input_ids"] == ids, text
+        assert plain(ours, text) == ids, text
 
 
 @pytest.mark.parametrize("pre", PRES)
@@ -105,15 +114,56 @@ def test_ids_are_those_of_llama_cpp(tmp_path: Path, pre: str) -> None:
     theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     ours = gguf_tokenizer(read_header(path))
     for text in TEXTS:
-        assert ours(text)["input_ids"] == theirs.tokenize(
-            text.encode(), add_bos=False, special=True
-        ), text
+        assert plain(ours, text) == theirs.tokenize(text.encode(), add_bos=False, special=True)
+
+
+FLAGS = [
+    ("smollm", {}, [], []),
+    ("llama-bpe", {}, [1], []),  # where a file does not say, llama.cpp adds BOS for this one alone
+    ("llama-bpe", {"add_bos_token": False}, [], []),
+    ("smollm", {"add_bos_token": True}, [1], []),
+    ("qwen2", {"add_bos_token": False, "add_eos_token": True}, [], [2]),
+    ("qwen2", {"add_bos_token": True, "add_eos_token": True}, [1], [2]),
+]
+
+
+@pytest.mark.parametrize(("pre", "flags", "before", "after"), FLAGS)
+def test_bos_and_eos_are_added_as_the_file_says(
+    tmp_path: Path, pre: str, flags: dict[str, bool], before: list[int], after: list[int]
+) -> None:
+    ours = tokenizer(tmp_path, pre, **flags)
+    assert ours.encode("hello hello") == [*before, 264, 265, *after]
+    assert plain(ours, "hello hello") == [264, 265]
+    assert ours("hello", "hello")["input_ids"] == [*before, 264, *after, *before, 264, *after]
+    ours.save_pretrained(tmp_path / "saved")
+    for again in (
+        directory_tokenizer(tmp_path / "saved"),
+        AutoTokenizer.from_pretrained(tmp_path / "saved"),
+    ):
+        assert again.encode("hello hello") == [*before, 264, 265, *after]
+
+
+@pytest.mark.parametrize(("pre", "flags", "before", "after"), FLAGS)
+def test_llama_cpp_adds_the_same(
+    tmp_path: Path, pre: str, flags: dict[str, bool], before: list[int], after: list[int]
+) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    path = vocabulary_file(tmp_path / "v.gguf", pre, **flags)
+    theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    assert theirs.tokenize(b"hello", special=True) == [*before, 264, *after]
+
+
+def test_a_bos_to_add_that_the_file_does_not_have(tmp_path: Path) -> None:
+    path = vocabulary_file(tmp_path / "v.gguf", "smollm", add_bos_token=True)
+    path.write_bytes(path.read_bytes().replace(b"ggml.bos_token_id", b"ggml.bos_token_ix"))
+    with pytest.raises(CheckpointError, match=r"add_bos_token is True, .*bos_token_id is missing"):
+        gguf_tokenizer(read_header(path))
 
 
 def test_decoding_gives_the_text_back(tmp_path: Path) -> None:
     ours = tokenizer(tmp_path)
     for text in TEXTS:
-        assert ours.decode(ours(text)["input_ids"]) == text
+        assert ours.decode(plain(ours, text)) == text
 
 
 def test_special_tokens_vanish_on_request_and_user_defined_ones_stay(tmp_path: Path) -> None:
@@ -137,7 +187,10 @@ def test_a_saved_tokenizer_gives_the_same_ids(tmp_path: Path, pre: str) -> None:
     ours = tokenizer(tmp_path, pre)
     ours.save_pretrained(tmp_path / "saved")
     again = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert [again(text)["input_ids"] for text in TEXTS] == IDS[pre]
+    assert [plain(again, text) for text in TEXTS] == IDS[pre]
+    assert [again(text)["input_ids"] for text in TEXTS] == [
+        ours(text)["input_ids"] for text in TEXTS
+    ]
     assert (again.eos_token_id, again.chat_template) == (2, TEMPLATE)
 
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from ..errors import CheckpointError, UnsupportedError
 from .gguf_header import GgufHeader
@@ -28,7 +37,8 @@ _PRE_TOKENIZERS = ("smollm", *_SPLITS)
 def gguf_tokenizer(header: GgufHeader) -> Any:
     """PreTrainedTokenizerFast with the file's vocabulary, special tokens and chat template.
 
-    It adds no BOS by itself: the chat template writes what the model wants.
+    `encode` adds BOS and EOS as the file says; ids of a chat, whose template writes its own, are to be made
+    with add_special_tokens=False.
 
     Raises:
         UnsupportedError: a tokenizer other than byte-level BPE with a known pre-tokenizer.
@@ -46,22 +56,15 @@ def gguf_tokenizer(header: GgufHeader) -> Any:
         )
     tokens = _list(header, "tokens")
 
-    def token(key: str) -> str | None:
-        index = meta.get(f"tokenizer.ggml.{key}_token_id")
-        if index is None:
-            return None
-        if not 0 <= index < len(tokens):
-            raise CheckpointError(
-                f"{header.path}: {key} token is {index}; the vocabulary has {len(tokens)} tokens"
-            )
-        return str(tokens[index])
-
+    tokenizer = _build(header, tokens, pre)
+    if processor := _post_processor(header, tokens, pre):
+        tokenizer.post_processor = processor
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=_build(header, tokens, pre),
-        bos_token=token("bos"),
-        eos_token=token("eos"),
-        pad_token=token("padding"),
-        unk_token=token("unknown"),
+        tokenizer_object=tokenizer,
+        bos_token=_special(header, tokens, "bos"),
+        eos_token=_special(header, tokens, "eos"),
+        pad_token=_special(header, tokens, "padding"),
+        unk_token=_special(header, tokens, "unknown"),
         clean_up_tokenization_spaces=False,
         model_max_length=meta.get(f"{meta.get('general.architecture')}.context_length", 1 << 30),
     )
@@ -76,6 +79,43 @@ def _list(header: GgufHeader, key: str) -> list[Any]:
             f"{header.path}: metadata tokenizer.ggml.{key} is {type(value).__name__}, not a list"
         )
     return value
+
+
+def _special(header: GgufHeader, tokens: list[str], key: str) -> str | None:
+    """The token the file names "bos", "eos", "padding" or "unknown"."""
+    index = header.metadata.get(f"tokenizer.ggml.{key}_token_id")
+    if index is None:
+        return None
+    if not 0 <= index < len(tokens):
+        raise CheckpointError(
+            f"{header.path}: {key} token is {index}; the vocabulary has {len(tokens)} tokens"
+        )
+    return str(tokens[index])
+
+
+def _post_processor(
+    header: GgufHeader, tokens: list[str], pre: str
+) -> processors.TemplateProcessing | None:
+    """What puts BOS before a text and EOS behind it, None where the file wants neither."""
+    added: dict[str, str] = {}
+    # What llama.cpp does where a file does not say.
+    for key, default in (("bos", pre == "llama-bpe"), ("eos", False)):
+        flag, text = f"tokenizer.ggml.add_{key}_token", _special(header, tokens, key)
+        if header.metadata.get(flag) and text is None:
+            raise CheckpointError(
+                f"{header.path}: {flag} is True, but tokenizer.ggml.{key}_token_id is missing; the two must "
+                "agree"
+            )
+        if header.metadata.get(flag, default) and text is not None:
+            added[key] = text
+    if not added:
+        return None
+    # The list form: a template in one string could not hold a token with a space.
+    bos, eos = ([added[key]] if key in added else [] for key in ("bos", "eos"))
+    single = [f"{piece}:0" for piece in (*bos, "$A", *eos)]
+    pair = single + [f"{piece}:1" for piece in (*bos, "$B", *eos)]
+    ids = [(text, tokens.index(text)) for text in dict.fromkeys(added.values())]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 
 def _build(header: GgufHeader, tokens: list[str], pre: str) -> Tokenizer:
