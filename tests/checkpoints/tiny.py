@@ -124,10 +124,13 @@ def gguf_vocabulary() -> tuple[list[str], list[int]]:
     return tokens + [f"<unused{i}>" for i in range(missing)], kinds + [5] * missing
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, pre: str = "smollm") -> None:
-    """Write the vocabulary above as byte-level BPE."""
+def add_tokenizer(writer: gguf.GGUFWriter, pre: str = "smollm", model: str = "gpt2") -> None:
+    """Write the vocabulary above as byte-level BPE; for model "llama" one of SentencePiece."""
+    if model == "llama":
+        add_sentencepiece(writer)
+        return
     tokens, kinds = gguf_vocabulary()
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
@@ -138,6 +141,45 @@ def add_tokenizer(writer: gguf.GGUFWriter, pre: str = "smollm") -> None:
     writer.add_chat_template(TEMPLATE)
 
 
+def add_sentencepiece(writer: gguf.GGUFWriter) -> None:
+    """Write a vocabulary as the converter does for Llama 2: specials, bytes, then pieces by falling score."""
+    pieces = [
+        "▁▁",
+        "he",
+        "ll",
+        "hell",
+        "hello",
+        "▁hello",
+        "ca",
+        "▁ca",
+        "fé",
+        "café",
+        "▁w",
+        "or",
+        "▁wor",
+    ]
+    pieces += ["12", "er", "<s", *"▁helocafé12wr<s>\n"]
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *pieces,
+        "<tool>",
+    ]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * len(pieces) + [4]
+    missing = SIZES["vocab_size"] - len(tokens)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens + [f"<unused{i}>" for i in range(missing)])
+    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(tokens) + missing - 259)])
+    writer.add_token_types(kinds + [5] * missing)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(TEMPLATE)
+
+
 def write_gguf(
     path: Path,
     model: Any,
@@ -145,6 +187,7 @@ def write_gguf(
     *,
     arch: str | None = None,
     pre: str = "smollm",
+    tokenizer: str = "gpt2",
     metadata: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
     omit: tuple[str, ...] = (),
@@ -170,7 +213,7 @@ def write_gguf(
             type(value)
         ]
         add(key, value)
-    add_tokenizer(writer, pre)
+    add_tokenizer(writer, pre, tokenizer)
     for name, tensor in state(model).items():
         values = tensor.float().numpy()
         if arch == "llama" and ".q_proj." in name:

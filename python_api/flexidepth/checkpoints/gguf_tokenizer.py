@@ -17,9 +17,10 @@ from tokenizers import (
 
 from ..errors import CheckpointError, UnsupportedError
 from .gguf_header import GgufHeader
+from .gguf_sentencepiece import sentencepiece
 
 # GGUF token types that are matched whole, before the merges
-_CONTROL, _USER_DEFINED = 3, 4
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
 _SPLITS = {
     "qwen2": (
@@ -34,6 +35,17 @@ _SPLITS = {
 _PRE_TOKENIZERS = ("smollm", *_SPLITS)
 
 
+def unknown_tokenizer(header: GgufHeader) -> str | None:
+    """Why `gguf_tokenizer` cannot build the file's tokenizer; None if it can."""
+    model, pre = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if model == "llama" or (model == "gpt2" and pre in _PRE_TOKENIZERS):
+        return None
+    return (
+        f"tokenizer {model!r} with pre-tokenizer {pre!r} is not implemented; SentencePiece ('llama') and "
+        f"byte-level BPE ('gpt2') with {', '.join(_PRE_TOKENIZERS)} are"
+    )
+
+
 def gguf_tokenizer(header: GgufHeader) -> Any:
     """PreTrainedTokenizerFast with the file's vocabulary, special tokens and chat template.
 
@@ -41,23 +53,17 @@ def gguf_tokenizer(header: GgufHeader) -> Any:
     with add_special_tokens=False.
 
     Raises:
-        UnsupportedError: a tokenizer other than byte-level BPE with a known pre-tokenizer.
-        CheckpointError: metadata missing or contradicting each other.
+        UnsupportedError: see `unknown_tokenizer`. CheckpointError: metadata missing or contradicting each other.
     """
     from transformers import PreTrainedTokenizerFast
 
-    meta = header.metadata
-    model, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
-    if model != "gpt2" or pre not in _PRE_TOKENIZERS:
+    if reason := unknown_tokenizer(header):
         raise UnsupportedError(
-            f"{header.path}: tokenizer {model!r} with pre-tokenizer {pre!r} is not implemented; byte-level "
-            f"BPE ('gpt2') with {', '.join(_PRE_TOKENIZERS)} is. Use the Hugging Face checkpoint of this "
-            "model"
+            f"{header.path}: {reason}. Use the Hugging Face checkpoint of this model"
         )
-    tokens = _list(header, "tokens")
-
-    tokenizer = _build(header, tokens, pre)
-    if processor := _post_processor(header, tokens, pre):
+    meta, tokens = header.metadata, _list(header, "tokens")
+    tokenizer = _build(header, tokens)
+    if processor := _post_processor(header, tokens):
         tokenizer.post_processor = processor
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -93,13 +99,12 @@ def _special(header: GgufHeader, tokens: list[str], key: str) -> str | None:
     return str(tokens[index])
 
 
-def _post_processor(
-    header: GgufHeader, tokens: list[str], pre: str
-) -> processors.TemplateProcessing | None:
+def _post_processor(header: GgufHeader, tokens: list[str]) -> processors.TemplateProcessing | None:
     """What puts BOS before a text and EOS behind it, None where the file wants neither."""
     added: dict[str, str] = {}
     # What llama.cpp does where a file does not say.
-    for key, default in (("bos", pre == "llama-bpe"), ("eos", False)):
+    bos_default = _is_sentencepiece(header) or _pre(header) == "llama-bpe"
+    for key, default in (("bos", bos_default), ("eos", False)):
         flag, text = f"tokenizer.ggml.add_{key}_token", _special(header, tokens, key)
         if header.metadata.get(flag) and text is None:
             raise CheckpointError(
@@ -118,14 +123,45 @@ def _post_processor(
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 
-def _build(header: GgufHeader, tokens: list[str], pre: str) -> Tokenizer:
+def _is_sentencepiece(header: GgufHeader) -> bool:
+    return bool(header.metadata["tokenizer.ggml.model"] == "llama")
+
+
+def _pre(header: GgufHeader) -> str:
+    return str(header.metadata.get("tokenizer.ggml.pre"))
+
+
+def _build(header: GgufHeader, tokens: list[str]) -> Tokenizer:
     kinds = _list(header, "token_type")
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    if len(kinds) != len(tokens) or len(vocabulary) != len(tokens):
+    different = len(set(tokens))
+    if len(kinds) != len(tokens) or different != len(tokens):
         raise CheckpointError(
-            f"{header.path}: {len(tokens)} tokens, {len(vocabulary)} of them different, {len(kinds)} token "
+            f"{header.path}: {len(tokens)} tokens, {different} of them different, {len(kinds)} token "
             "types; the three must agree"
         )
+    if _is_sentencepiece(header):
+        scores = _list(header, "scores")
+        if len(scores) != len(tokens):
+            raise CheckpointError(
+                f"{header.path}: {len(tokens)} tokens, {len(scores)} scores; the two must agree"
+            )
+        prefix = bool(header.metadata.get("tokenizer.ggml.add_space_prefix", True))
+        unknown = _special(header, tokens, "unknown")
+        tokenizer = sentencepiece(tokens, scores, kinds, unknown, prefix=prefix)
+        special = [_UNKNOWN, _CONTROL]
+    else:
+        tokenizer = _byte_level(header, tokens, _pre(header))
+        special = [_CONTROL]
+    for wanted in (*special, _USER_DEFINED):
+        texts = [token for token, kind in zip(tokens, kinds, strict=True) if kind == wanted]
+        tokenizer.add_tokens(
+            [AddedToken(text, special=wanted in special, normalized=False) for text in texts]
+        )
+    return tokenizer
+
+
+def _byte_level(header: GgufHeader, tokens: list[str], pre: str) -> Tokenizer:
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in _list(header, "merges")]
     try:
         # Llama 3 takes a word that is a token as it is, whether or not the merges lead there.
@@ -143,11 +179,6 @@ def _build(header: GgufHeader, tokens: list[str], pre: str) -> Tokenizer:
         )  # GGUF does not say so, but the model was trained with it
     tokenizer.pre_tokenizer = _pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
-    by_kind = {_CONTROL: tokenizer.add_special_tokens, _USER_DEFINED: tokenizer.add_tokens}
-    for wanted, add in by_kind.items():
-        special = wanted == _CONTROL
-        texts = [token for token, kind in zip(tokens, kinds, strict=True) if kind == wanted]
-        add([AddedToken(text, special=special, normalized=False) for text in texts])
     return tokenizer
 
 
