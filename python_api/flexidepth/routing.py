@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,22 @@ from torch import Tensor
 
 from .config import FlexiDepthConfig
 from .errors import CheckpointError, ShapeError, ValueOutOfRangeError
+from .routing_mask import recorded_mask
 
 RoutingMode = Literal["router", "forced", "forced_hard", "dense"]
-ForceRouting = str | float | Sequence[int] | Tensor | None
+Mask: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[Sequence[bool] | Sequence[int]]
+ForceRouting: TypeAlias = "str | float | Sequence[int] | Mask | RoutingReport | None"
 
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_WANTED = "'all', 'none', 'dense', a list of layers, a ratio or a mask tensor"
+_WANTED = "'all', 'none', 'dense', a list of layers, a ratio, a mask or a RoutingReport"
+# By the mode of a report, the one that computes the same from its decisions: a router's are weighed by its gates.
+_REPLAY: dict[str, RoutingMode] = {
+    "router": "forced",
+    "forced": "forced",
+    "forced_hard": "forced_hard",
+    "dense": "dense",
+}
 _MASK64 = (1 << 64) - 1
 
 
@@ -90,82 +100,110 @@ def resolve_force_routing(
         force: None = the router decides; "all" = every layer runs with gate weight 1 (the base model
             exactly); "none" = every routed layer is skipped, adapters at weight 1; "dense" = as "all", routers
             not evaluated; a list of layers = these routed layers run, the others skip; a float = share of the
-            routed layers that each token skips, an exact count drawn by (seed, position); a boolean or uint8
-            tensor [tokens, routed layers] = a recorded mask by absolute position, True = run, weighed by the
-            model's own gates.
+            routed layers that each token skips, an exact count drawn by (seed, position); a mask [tokens,
+            routed layers] of booleans or of integers 0 and 1 (torch tensor, numpy array, list of rows) =
+            decisions by absolute position, True = run, weighed by the model's own gates; a RoutingReport =
+            its decisions, weighed as in the run that it reports.
         seed: of the draw for a float.
 
     Raises:
-        ValueOutOfRangeError: an unknown word, a layer that is not routed, a ratio outside [0, 1].
-        ShapeError: a mask with the wrong number of layers.
+        ValueOutOfRangeError: an unknown word, a layer that is not routed, a ratio outside [0, 1], a mask that
+            holds something else than 0 and 1, a report that does not begin at position 0.
+        ShapeError: a mask with the wrong number of layers, a report of another model.
+        DtypeError: a mask of neither booleans nor integers.
     """
-    layers, num = config.routing_layers, config.num_routed_layers
+    num = config.num_routed_layers
     if force is None:
         return ForcedRouting("router", num, "router")
     if isinstance(force, str):
-        if force == "dense":
-            return ForcedRouting("dense", num, "all")
-        if force in ("all", "none"):
-            return ForcedRouting(
-                "forced_hard",
-                num,
-                force,
-                torch.full((num,), int(force == "all"), dtype=torch.uint8),
-            )
-        raise ValueOutOfRangeError(f"force_routing: {force!r}; wanted {_WANTED}")
-    if isinstance(force, Tensor):
-        recorded = _recorded_mask(force, num)
-        digest = hashlib.blake2b(recorded.numpy().tobytes(), digest_size=16).hexdigest()
-        return ForcedRouting("forced", num, f"mask/{digest}", recorded=recorded)
-    if isinstance(force, (int, float)) and not isinstance(force, bool):
-        if not 0 <= force <= 1:
-            raise ValueOutOfRangeError(f"force_routing: skip ratio is {force}; it lies in [0, 1]")
-        skipped = round(force * num)
-        return ForcedRouting(
-            "forced_hard", num, f"skip{skipped}/{seed}", num_skipped=skipped, seed=seed
-        )
-    if isinstance(force, bool) or not isinstance(force, Sequence):
+        return _by_word(force, num)
+    if isinstance(force, RoutingReport):
+        return _by_report(force, config)
+    if isinstance(force, (Tensor, np.ndarray)):
+        return _by_mask(force, "forced", num)
+    if isinstance(force, Real) and not isinstance(force, bool):
+        return _by_ratio(float(force), num, seed)
+    if not isinstance(force, Sequence):
         raise ValueOutOfRangeError(
             f"force_routing: {type(force).__name__} {force!r}; wanted {_WANTED}"
         )
-    chosen: list[int] = []
+    if len(force) and isinstance(force[0], (Sequence, Tensor, np.ndarray)):
+        return _by_mask(force, "forced", num)
+    return _by_layers(force, config)
+
+
+def _by_word(word: str, num_routed: int) -> ForcedRouting:
+    if word == "dense":
+        return ForcedRouting("dense", num_routed, "all")
+    if word not in ("all", "none"):
+        raise ValueOutOfRangeError(f"force_routing: {word!r}; wanted {_WANTED}")
+    fixed = torch.full((num_routed,), int(word == "all"), dtype=torch.uint8)
+    return ForcedRouting("forced_hard", num_routed, word, fixed)
+
+
+def _by_ratio(ratio: float, num_routed: int, seed: int) -> ForcedRouting:
+    if not 0 <= ratio <= 1:
+        raise ValueOutOfRangeError(f"force_routing: skip ratio is {ratio}; it lies in [0, 1]")
+    skipped = round(ratio * num_routed)
+    return ForcedRouting(
+        "forced_hard", num_routed, f"skip{skipped}/{seed}", num_skipped=skipped, seed=seed
+    )
+
+
+def _by_layers(force: Sequence[Any], config: FlexiDepthConfig) -> ForcedRouting:
+    layers = config.routing_layers
     for layer in force:
-        if not isinstance(layer, int) or isinstance(layer, bool):
+        if not isinstance(layer, Integral) or isinstance(layer, bool):
             raise ValueOutOfRangeError(
-                f"force_routing: {layer!r} in a list of layers; wanted layer numbers, or torch.tensor(...) "
-                "around rows of True and False"
+                f"force_routing: {layer!r} in a list of layers; wanted layer numbers, or rows of True and "
+                "False, one per token"
             )
-        chosen.append(layer)
-    if wrong := sorted(set(chosen) - set(layers)):
+    if wrong := sorted({int(layer) for layer in force} - set(layers)):
         raise ValueOutOfRangeError(
             f"force_routing: layers {wrong} are not routed; this model routes {layers}"
         )
-    fixed = torch.tensor([int(layer in chosen) for layer in layers], dtype=torch.uint8)
-    return ForcedRouting("forced_hard", num, f"layers{fixed.tolist()}", fixed)
+    fixed = torch.tensor([int(layer in force) for layer in layers], dtype=torch.uint8)
+    return ForcedRouting("forced_hard", len(layers), f"layers{fixed.tolist()}", fixed)
 
 
-def _recorded_mask(mask: Tensor, num_routed: int) -> Tensor:
-    """A checked mask as uint8 [tokens, routed layers] on the CPU."""
-    if mask.dim() != 2 or mask.shape[1] != num_routed:
+def _by_mask(mask: Any, mode: RoutingMode, num_routed: int) -> ForcedRouting:
+    recorded = recorded_mask(mask, num_routed)
+    digest = hashlib.blake2b(recorded.numpy().tobytes(), digest_size=16).hexdigest()
+    # The mode too: the same decisions weighed in another way fill the cache with other values.
+    return ForcedRouting(mode, num_routed, f"{mode}/{digest}", recorded=recorded)
+
+
+def _by_report(report: RoutingReport, config: FlexiDepthConfig) -> ForcedRouting:
+    """The report's decisions, weighed as they were: by the gates, or by 1 where they had been forced."""
+    made, own = (
+        (report.num_layers, report.routing_layers),
+        (config.num_hidden_layers, list(config.routing_layers)),
+    )
+    if made != own:
         raise ShapeError(
-            f"force_routing: mask is {list(mask.shape)}; wanted [tokens, {num_routed}] (routed layers)"
+            f"force_routing: the report routes layers {made[1]} of {made[0]}, this model {own[1]} of {own[0]}; "
+            "replay it with the model that it was made with"
         )
-    mask = mask.detach().cpu()
-    other = mask[(mask != 0) & (mask != 1)]
-    if len(other):
+    if report.mode not in _REPLAY:
         raise ValueOutOfRangeError(
-            f"force_routing: mask holds {other[0].item()}; wanted True and False (compare gates with their "
-            "thresholds first)"
+            f"force_routing: the report's mode is {report.mode!r}; wanted one of {', '.join(_REPLAY)}"
         )
-    return mask.to(torch.uint8).contiguous()
+    mode = _REPLAY[report.mode]
+    if mode == "dense":
+        return _by_word("dense", config.num_routed_layers)
+    return _by_mask(report.mask(), mode, config.num_routed_layers)
 
 
 @dataclass(frozen=True)
 class RoutingReport:
     """What the router did, token by token (prompt tokens first).
 
-    tokens: text of each token. ran: uint8 [tokens, routed layers], 1 = run. gates: float32, NaN where
-    routers were not evaluated. mode: how routing was decided (see ForcedRouting).
+    tokens: text of each token. ran: uint8 [tokens, routed layers], 1 = run. gates: float32 of that shape, NaN
+    where routers were not evaluated. prompt_length: how many of the rows belong to the prompt. mode: how
+    routing was decided (see ForcedRouting). first_position: absolute position of the first row, above 0 where
+    a prompt cache held the tokens before it.
+
+    Given as `force_routing` it replays the run it reports; see `resolve_force_routing`.
     """
 
     tokens: list[str]
@@ -175,6 +213,7 @@ class RoutingReport:
     num_layers: int
     prompt_length: int
     mode: str
+    first_position: int = 0
 
     @property
     def layers_used(self) -> list[int]:
@@ -197,7 +236,17 @@ class RoutingReport:
         return dict(zip(self.routing_layers, rates.tolist(), strict=True))
 
     def mask(self) -> Tensor:
-        """The decisions as a mask to replay with `force_routing`."""
+        """The decisions by absolute position, uint8 [tokens, routed layers], for `force_routing`.
+
+        ValueOutOfRangeError where the report does not begin at position 0: what ran there is not known, and
+        any guess would change what the later tokens see.
+        """
+        if self.first_position:
+            raise ValueOutOfRangeError(
+                f"force_routing: the report begins at position {self.first_position}, behind the tokens that a prompt "
+                "cache held; wanted one from position 0; make it without a cache, or put the rows of the reports "
+                f"before it on top: torch.cat([earlier.ran[:{self.first_position}], report.ran])"
+            )
         return self.ran.clone()
 
     def to_json(self) -> str:
@@ -210,6 +259,7 @@ class RoutingReport:
                 "num_layers": self.num_layers,
                 "routing_layers": self.routing_layers,
                 "prompt_length": self.prompt_length,
+                "first_position": self.first_position,
                 "tokens": self.tokens,
                 "ran": self.ran.tolist(),
                 "gates": gates,
@@ -224,18 +274,19 @@ class RoutingReport:
             data: dict[str, Any] = json.loads(text)
             if data["format"] != "flexidepth-routing-1":
                 raise KeyError("format")
-            width = len(data["routing_layers"])
+            shape = (len(data["tokens"]), len(data["routing_layers"]))
             gates = [[float("nan") if g is None else g for g in row] for row in data["gates"]]
             return cls(
                 list(data["tokens"]),
-                torch.tensor(data["ran"], dtype=torch.uint8).reshape(-1, width),
-                torch.tensor(gates, dtype=torch.float32).reshape(-1, width),
+                torch.tensor(data["ran"], dtype=torch.uint8).reshape(shape),
+                torch.tensor(gates, dtype=torch.float32).reshape(shape),
                 list(data["routing_layers"]),
                 int(data["num_layers"]),
                 int(data["prompt_length"]),
                 str(data["mode"]),
+                int(data.get("first_position", 0)),
             )
-        except (json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"not a routing report (write one with --routing-out): {error!r}"
             ) from error

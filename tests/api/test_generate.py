@@ -189,7 +189,7 @@ def test_thresholds_dial_the_layers_used(llm):
         ),
         (1.2, ValueOutOfRangeError, "skip ratio is 1.2"),
         (torch.ones(5, 2), ShapeError, r"mask is \[5, 2\]; wanted \[tokens, 3\]"),
-        (torch.ones(9, 3), ShapeError, "covers 9 tokens, position 9 is needed"),
+        (torch.ones(9, 3).bool(), ShapeError, "covers 9 tokens, position 9 is needed"),
     ],
 )
 def test_bad_routing(llm, force, error, message):

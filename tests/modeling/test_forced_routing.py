@@ -141,7 +141,7 @@ def test_a_generation_is_replayed_from_its_mask(model, ids):
         (torch.full((40, 3), float("nan")), ValueOutOfRangeError, "mask holds nan"),
         (torch.ones(40, 2), ShapeError, r"mask is \[40, 2\]; wanted \[tokens, 3\]"),
         (torch.ones(3), ShapeError, r"mask is \[3\]"),
-        (torch.ones(39, 3), ShapeError, "covers 39 tokens, position 39 is needed"),
+        (torch.ones(39, 3).bool(), ShapeError, "covers 39 tokens, position 39 is needed"),
     ],
 )
 def test_refused(model, ids, force, error, message):

@@ -12,7 +12,6 @@ import typer
 from .common import (
     command_errors,
     decode_rate,
-    fit_force_routing,
     layer_scale,
     load_model,
     parse_force_routing,
@@ -77,13 +76,14 @@ def chat(
     device: Device = "auto",
 ) -> None:
     from ..errors import UnsupportedError
+    from ..routing import resolve_force_routing
     from ..terminal import TokenPrinter
 
-    wanted = parse_force_routing(force_routing)
+    force = parse_force_routing(force_routing)
     with load_model(
         model, device=device, dtype=dtype, threads=threads, max_length=max_length
     ) as llm:
-        force = fit_force_routing(wanted, llm.config)
+        resolve_force_routing(force, llm.config)  # a wrong value is said before the first question
         if getattr(llm.tokenizer, "chat_template", None) is None:
             raise UnsupportedError(
                 f"chat: {model} has no chat template; use `flexidepth generate {model} PROMPT`"
@@ -182,10 +182,11 @@ class Repl:
     def routing(self, value: str) -> None:
         """Change the routing of the answers to come."""
         from ..errors import FlexiDepthError
+        from ..routing import resolve_force_routing
 
         try:
-            wanted = parse_force_routing(value or None)
-            force = fit_force_routing(wanted, self.session.llm.config)
+            force = parse_force_routing(value or None)
+            resolve_force_routing(force, self.session.llm.config)
         except (FlexiDepthError, OSError, typer.BadParameter) as error:
             say(f"error: {error}")
             return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..config import FlexiDepthConfig
     from ..llm import FlexiDepth
     from ..metrics import Metrics
-    from ..routing import ForceRouting, RoutingReport
+    from ..routing import ForceRouting
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -100,10 +100,10 @@ def load_model(
         )
 
 
-def parse_force_routing(text: str | None) -> ForceRouting | RoutingReport:
+def parse_force_routing(text: str | None) -> ForceRouting:
     """What --force-routing says. A number with a point is a ratio, whole numbers are layers.
 
-    Whether the layers and the ratio fit is for the model to say, which knows its layers.
+    Whether layers, ratio and report fit is for `resolve_force_routing` to say, which knows the model.
     """
     if text is None or text in ("all", "none", "dense"):
         return text
@@ -120,24 +120,6 @@ def parse_force_routing(text: str | None) -> ForceRouting | RoutingReport:
             f"--force-routing {text!r}: wanted all, none, dense, layers (16,18), a ratio (0.5) or "
             "FILE.json"
         ) from None
-
-
-def fit_force_routing(
-    force: ForceRouting | RoutingReport, config: FlexiDepthConfig
-) -> ForceRouting:
-    """A routing for the API: checked against the model's layers, a report turned into its mask."""
-    from ..errors import ShapeError
-    from ..routing import RoutingReport, resolve_force_routing
-
-    if isinstance(force, RoutingReport):
-        if force.routing_layers != list(config.routing_layers):
-            raise ShapeError(
-                f"force_routing: the report routes layers {force.routing_layers}, this model "
-                f"{list(config.routing_layers)}; replay it with the model that it was made with"
-            )
-        force = force.mask()
-    resolve_force_routing(force, config)
-    return force
 
 
 def layer_scale(config: FlexiDepthConfig) -> tuple[int, int]:

@@ -11,7 +11,6 @@ import typer
 from .common import (
     command_errors,
     decode_rate,
-    fit_force_routing,
     layer_scale,
     load_model,
     parse_force_routing,
@@ -116,6 +115,7 @@ def generate(
         "seed": seed,
         "num_return_sequences": num_return_sequences,
         "logprobs": logprobs,
+        "force_routing": force,
         "skip_threshold": skip_threshold,
         # Without a seed sampling is random, but a ratio must not make a greedy answer so.
         "routing_seed": seed or 0,
@@ -124,7 +124,6 @@ def generate(
     with load_model(
         model, device=device, dtype=dtype, threads=threads, max_length=max_length
     ) as llm:
-        arguments["force_routing"] = fit_force_routing(force, llm.config)
         if untrained(llm) and force is None:
             say(
                 "note: this model's routers are seeded, not trained; --force-routing all gives the "

@@ -96,4 +96,5 @@ def routing_report(
         config.num_hidden_layers,
         len(sequence.prompt) - sequence.cached_tokens,
         mode,
+        first_position=sequence.cached_tokens,
     )
