@@ -54,6 +54,7 @@ class BenchOptions:
     rounds: int
     peers: bool
     accuracy: bool
+    prefer_hub: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
     if options.dtype not in _DTYPES:
         raise ValueError(f"bench: dtype {options.dtype!r}; wanted one of {', '.join(_DTYPES)}")
     dtype = _DTYPES[options.dtype]
-    checkpoint = open_checkpoint(options.model, notify=notify)
+    checkpoint = open_checkpoint(options.model, prefer_hub=options.prefer_hub, notify=notify)
     config = checkpoint.config
     skips = resolve_skips(options.skips, config.num_routed_layers)
     load_before = load_average()
@@ -142,7 +143,8 @@ def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
         "load_after": load_average(),
         "read_bandwidth_gb_per_s": bandwidth,
         "accuracy": accuracy,
-        "memory": _memory(options),
+        # by its path: the same file, and nothing is fetched again
+        "memory": _memory(checkpoint.source, options.dtype),
     }
     return BenchResult(header, decode, prompt)
 
@@ -153,10 +155,10 @@ def _accuracy(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
     return measure_accuracy(checkpoint, engine).to_dict()
 
 
-def _memory(options: BenchOptions) -> dict[str, Any] | None:
+def _memory(source: str, dtype: str) -> dict[str, Any] | None:
     from .memory import measure_memory
 
-    return measure_memory(options.model, options.dtype)
+    return measure_memory(source, dtype)
 
 
 class _Peers:

@@ -228,6 +228,7 @@ def test_bench_tables(small_bench: Any) -> None:
     assert "| tg4 @ d4 |" in text
     assert "| pp8 |" in text
     assert "Read bandwidth: 10.0 GB/s" in text
+    assert json.loads(small_bench("--json").stdout)["format"] == "flexidepth-bench-1"
     rows = small_bench("-o", "csv", "-p", 0).stdout.splitlines()
     assert rows[0].startswith("name,threads,")
     assert len(rows) == 5

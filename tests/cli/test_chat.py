@@ -129,6 +129,11 @@ def test_ctrl_c_at_the_prompt_is_survived_by_a_person_only(
         repl_on(session).run()
 
 
+def test_color_is_the_users_choice(model: str, run: Command) -> None:
+    assert "\x1b[38;2;" in run("chat", model, *OPTIONS, "--color", "always", text="hello\n").stdout
+    assert "\x1b" not in run("chat", model, *OPTIONS, "--color", "never", text="hello\n").stdout
+
+
 def test_model_without_template_says_what_to_use(run: Command, tmp_path: Path) -> None:
     save_base(tmp_path / "base")
     result = run("chat", tmp_path / "base", *OPTIONS, text="hello\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .common import command_errors, say
-from .options import DType, Json, Model
+from .options import DType, Json, Model, PreferHub
 
 _HELP = """Tokens per second against layers skipped, beside our dense pass, the ideal and the peers.
 
@@ -60,6 +60,7 @@ def bench(
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns through all cases.")] = 8,
     dtype: DType = "auto",
+    prefer_hub: PreferHub = False,
     output: Annotated[
         str, typer.Option("--output", "-o", help="md, csv or json on standard output.")
     ] = "md",
@@ -86,6 +87,7 @@ def bench(
         rounds=rounds,
         peers=peers,
         accuracy=accuracy,
+        prefer_hub=prefer_hub,
     )
     result = run_bench(options, say)
     print(render(result, "json" if as_json else output))

@@ -26,6 +26,7 @@ from .options import (
     MaxLength,
     MinP,
     Model,
+    PreferHub,
     RepetitionPenalty,
     Seed,
     StopStrings,
@@ -74,6 +75,7 @@ def chat(
     threads: Threads = None,
     dtype: DType = "auto",
     device: Device = "auto",
+    prefer_hub: PreferHub = False,
 ) -> None:
     from ..errors import UnsupportedError
     from ..routing import resolve_force_routing
@@ -81,7 +83,12 @@ def chat(
 
     force = parse_force_routing(force_routing)
     with load_model(
-        model, device=device, dtype=dtype, threads=threads, max_length=max_length
+        model,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        max_length=max_length,
+        prefer_hub=prefer_hub,
     ) as llm:
         resolve_force_routing(force, llm.config)  # a wrong value is said before the first question
         if getattr(llm.tokenizer, "chat_template", None) is None:

@@ -79,6 +79,7 @@ def load_model(
     dtype: str,
     threads: int | None,
     max_length: int | None = None,
+    prefer_hub: bool = False,
 ) -> FlexiDepth:
     """A loaded model, with a progress bar on a terminal."""
     from rich.console import Console
@@ -95,6 +96,7 @@ def load_model(
             dtype=dtype,
             num_threads=threads,
             max_length=max_length,
+            prefer_hub=prefer_hub,
             notify=say,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .common import command_errors, say
-from .options import MODEL_HELP
+from .options import MODEL_HELP, PreferHub
 
 _HELP = """Make a FlexiDepth checkpoint: a base model with seeded routers and adapters.
 
@@ -78,6 +78,7 @@ def convert(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing directory.")
     ] = False,
+    prefer_hub: PreferHub = False,
 ) -> None:
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"--dtype {dtype!r}: wanted {', '.join(_DTYPES)}")
@@ -100,6 +101,7 @@ def convert(
         dtype=dtype,
         layout=layout,
         overwrite=overwrite,
+        prefer_hub=prefer_hub,
         notify=say,
     )
     print(written)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import command_errors, decode_rate, layer_scale, load_model, say, untrained
-from .options import MODEL_HELP, Color, Threads
+from .options import MODEL_HELP, Color, PreferHub, Threads
 
 if TYPE_CHECKING:
     from ..llm import FlexiDepth
@@ -41,10 +41,13 @@ def demo(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of each answer.")] = 96,
     color: Color = "auto",
     threads: Threads = None,
+    prefer_hub: PreferHub = False,
 ) -> None:
     from ..terminal import TokenPrinter
 
-    with load_model(model, device="auto", dtype="auto", threads=threads) as llm:
+    with load_model(
+        model, device="auto", dtype="auto", threads=threads, prefer_hub=prefer_hub
+    ) as llm:
         config = llm.config
         printer = TokenPrinter(color, *layer_scale(config))
         print(f"{model}, kept in {llm.source}")

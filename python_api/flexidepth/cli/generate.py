@@ -27,6 +27,7 @@ from .options import (
     MaxLength,
     MinP,
     Model,
+    PreferHub,
     RepetitionPenalty,
     Seed,
     StopStrings,
@@ -96,6 +97,7 @@ def generate(
     threads: Threads = None,
     dtype: DType = "auto",
     device: Device = "auto",
+    prefer_hub: PreferHub = False,
     as_json: Json = False,
 ) -> None:
     if routing_out is not None and num_return_sequences > 1:
@@ -122,7 +124,12 @@ def generate(
         "return_routing": as_json or routing_out is not None,
     }
     with load_model(
-        model, device=device, dtype=dtype, threads=threads, max_length=max_length
+        model,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        max_length=max_length,
+        prefer_hub=prefer_hub,
     ) as llm:
         if untrained(llm) and force is None:
             say(

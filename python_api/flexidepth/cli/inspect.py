@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .common import command_errors, print_json, say
-from .options import Json, Model
+from .options import Json, Model, PreferHub
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
@@ -40,10 +40,10 @@ def register(app: typer.Typer) -> None:
 
 
 @command_errors
-def inspect(model: Model, as_json: Json = False) -> None:
+def inspect(model: Model, prefer_hub: PreferHub = False, as_json: Json = False) -> None:
     from ..checkpoints import open_checkpoint
 
-    facts = describe(open_checkpoint(model, notify=say))
+    facts = describe(open_checkpoint(model, prefer_hub=prefer_hub, notify=say))
     if as_json:
         print_json(facts)
     else:

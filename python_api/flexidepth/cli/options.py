@@ -11,6 +11,13 @@ from ..errors import FlexiDepthError
 MODEL_HELP = "A directory, a .gguf file, a hub id (org/model), or smollm2-135m."
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
+PreferHub = Annotated[
+    bool,
+    typer.Option(
+        "--prefer-hub",
+        help="Fetch smollm2-135m from the Hugging Face hub (full precision), if it can be reached.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: those available.")
 ]

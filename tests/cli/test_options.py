@@ -1,0 +1,251 @@
+"""Every option of every command is handed on: to the loader, to the generation, to the work behind it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import typer
+
+from flexidepth import FlexiDepth, RoutingReport
+from flexidepth.cli import app
+from flexidepth.terminal import TokenPrinter
+from tests.cli.conftest import Command
+
+Calls = dict[str, dict[str, Any]]
+
+
+class Stop(Exception):
+    """Ends a command once its arguments are recorded."""
+
+
+class StubModel:
+    """Stands in for a loaded model; every generation ends as soon as its arguments are known."""
+
+    config = SimpleNamespace(num_hidden_layers=4, num_routed_layers=2, routing_layers=[2, 3])
+    tokenizer = SimpleNamespace(chat_template="any")
+    routers_trained, source = True, "here"
+
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+
+    def __enter__(self) -> StubModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def generate(self, prompt: Any, **arguments: Any) -> None:
+        self.calls["call"] = {"prompt": prompt, **arguments}
+        raise Stop
+
+    def stream(self, prompt: Any, **arguments: Any) -> Iterator[Any]:
+        self.generate(prompt, **arguments)
+        yield
+
+    def chat(self, system: str | None, **arguments: Any) -> None:
+        self.calls["call"] = {"system": system, **arguments}
+        raise Stop
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What the commands hand on, by receiver, argument by argument."""
+    seen: Calls = {}
+
+    def record(target: str, receiver: str, result: Callable[[], Any]) -> None:
+        module, _, name = target.rpartition(".")
+        owner = __import__(module, fromlist=[name]) if module.islower() else FlexiDepth
+        signature = inspect.signature(getattr(owner, name))
+
+        def recorder(*arguments: Any, **options: Any) -> Any:
+            seen[receiver] = dict(signature.bind(*arguments, **options).arguments)
+            return result()
+
+        monkeypatch.setattr(owner, name, recorder)
+
+    def stop() -> None:
+        raise Stop
+
+    record("flexidepth.llm.FlexiDepth.from_pretrained", "load", lambda: StubModel(seen))
+    record("flexidepth.checkpoints.open_checkpoint", "open", stop)
+    record("flexidepth.checkpoints.convert", "convert", stop)
+    record("flexidepth.bench.run.run_bench", "bench", stop)
+    record("flexidepth.plots.routing_figure", "plot", stop)
+    record("flexidepth.plots.save_figure", "save", stop)
+    return seen
+
+
+GENERATE, CHAT = ("generate", "m", "text"), ("chat", "m")
+CONVERT, BENCH, DEMO, INSPECT = (
+    ("convert", "m", "out"),
+    ("bench", "m"),
+    ("demo", "m"),
+    ("inspect", "m"),
+)
+
+LOADING = [
+    (["--threads", "3"], "load.num_threads", 3),
+    (["--prefer-hub"], "load.prefer_hub", True),
+]
+MODEL = [
+    *LOADING,
+    (["--dtype", "float32"], "load.dtype", "float32"),
+    (["--device", "cpu"], "load.device", "cpu"),
+    (["--max-length", "77"], "load.max_length", 77),
+]
+SAMPLING = [
+    (["--max-new-tokens", "5"], "call.max_new_tokens", 5),
+    (["--temperature", "0.3"], "call.temperature", 0.3),
+    (["--top-k", "4"], "call.top_k", 4),
+    (["--top-p", "0.25"], "call.top_p", 0.25),
+    (["--min-p", "0.5"], "call.min_p", 0.5),
+    (["--repetition-penalty", "1.25"], "call.repetition_penalty", 1.25),
+    (["--stop-strings", "a", "--stop", "b"], "call.stop_strings", ["a", "b"]),
+    (["--seed", "9"], "call.seed", 9),
+    (["--seed", "9"], "call.routing_seed", 9),
+    (["--force-routing", "3"], "call.force_routing", [3]),
+    (["--skip-threshold", "0.75"], "call.skip_threshold", 0.75),
+]
+ANSWER = [
+    (["--do-sample"], "call.do_sample", True),
+    (["--no-do-sample"], "call.do_sample", False),
+    (["--eos-token-id", "1", "--eos-token-id", "2"], "call.eos_token_id", [1, 2]),
+    (["--num-return-sequences", "2"], "call.num_return_sequences", 2),
+    (["--logprobs", "2"], "call.logprobs", 2),
+    (["--chat"], "call.prompt", [{"role": "user", "content": "text"}]),
+    (["--json"], "call.return_routing", True),
+    (["--routing-out", "r.json"], "call.return_routing", True),
+]
+CONVERSION = [
+    (["--layers", "2-3"], "convert.routing", {"routing_layers": [2, 3]}),
+    (["--router-reduction-factor", "8"], "convert.routing", {"router_reduction_factor": 8}),
+    (["--adapter-reduction-factor", "4"], "convert.routing", {"adapter_reduction_factor": 4}),
+    (["--router-order", "tanh_norm"], "convert.routing", {"router_order": "tanh_norm"}),
+    (["--router-bias"], "convert.routing", {"router_bias": True}),
+    (["--no-router-bias"], "convert.routing", {"router_bias": False}),
+    (["--gate", "straight_through"], "convert.routing", {"gate": "straight_through"}),
+    (["--threshold", "0.25"], "convert.routing", {"router_thresholds": 0.25}),
+    (["--seed", "4"], "convert.seed", 4),
+    (["--dtype", "float16"], "convert.dtype", "float16"),
+    (["--layout", "ddllama"], "convert.layout", "ddllama"),
+    (["--overwrite"], "convert.overwrite", True),
+    (["--prefer-hub"], "convert.prefer_hub", True),
+]
+MEASUREMENT = [
+    (["--prompt", "64"], "bench.options.prompt", 64),
+    (["--gen", "32"], "bench.options.steps", 32),
+    (["--depth", "16"], "bench.options.depth", 16),
+    (["--skip", "0,2"], "bench.options.skips", [0, 2]),
+    (["--skip", "all"], "bench.options.skips", "all"),
+    (["--shares", "0,25"], "bench.options.shares", [0.0, 0.25]),
+    (["--threads", "1,2"], "bench.options.threads", [1, 2]),
+    (["--peers"], "bench.options.peers", True),
+    (["--accuracy"], "bench.options.accuracy", True),
+    (["--rounds", "3"], "bench.options.rounds", 3),
+    (["--dtype", "float32"], "bench.options.dtype", "float32"),
+    (["--prefer-hub"], "bench.options.prefer_hub", True),
+]
+HANDED_ON = [
+    *((GENERATE, *row) for row in MODEL + SAMPLING + ANSWER),
+    *((CHAT, *row) for row in MODEL + SAMPLING),
+    (CHAT, ["--system", "be brief"], "call.system", "be brief"),
+    *((DEMO, *row) for row in LOADING),
+    (DEMO, ["--max-new-tokens", "5"], "call.max_new_tokens", 5),
+    (DEMO, ["--question", "why"], "call.prompt", [{"role": "user", "content": "why"}]),
+    *((CONVERT, *row) for row in CONVERSION),
+    *((BENCH, *row) for row in MEASUREMENT),
+    (INSPECT, ["--prefer-hub"], "open.prefer_hub", True),
+]
+# What changes the printing and not the work; other tests look at the output.
+PRINTING = {
+    "generate": {"--stream", "--color"},
+    "chat": {"--color"},
+    "demo": {"--color"},
+    "bench": {"--output", "--json", "--output-dir"},
+    "inspect": {"--json"},
+    "doctor": {"--json"},
+    "plot": {"--out", "--max-tokens"},
+}
+
+
+def handed(calls: Calls, path: str) -> Any:
+    receiver, *names = path.split(".")
+    value: Any = calls[receiver].get(names[0])
+    for name in names[1:]:
+        value = getattr(value, name)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "path", "value"),
+    HANDED_ON,
+    ids=[f"{call[0]} {' '.join(options)} {path}" for call, options, path, _ in HANDED_ON],
+)
+def test_option_is_handed_on(
+    run: Command, calls: Calls, call: tuple[str, ...], options: list[str], path: str, value: object
+) -> None:
+    assert "unexpected Stop" in run(*call).stderr
+    assert handed(calls, path) != value, "another value than the default is wanted"
+    calls.clear()
+    result = run(*call, *options)
+    assert "unexpected Stop" in result.stderr, result.output
+    assert handed(calls, path) == value
+
+
+@pytest.mark.parametrize(
+    "call", [GENERATE, CHAT, DEMO, CONVERT, BENCH, INSPECT], ids=lambda c: c[0]
+)
+def test_the_model_and_the_listener_are_handed_on(
+    run: Command, calls: Calls, call: tuple[str, ...]
+) -> None:
+    run(*call)
+    loading = calls.get("load") or calls.get("open") or calls.get("convert") or calls["bench"]
+    assert "m" in (loading.get("model"), loading.get("name"), loading.get("base")) or (
+        loading["options"].model == "m"
+    )
+    assert callable(loading["notify"])
+
+
+def test_no_option_is_left_out() -> None:
+    """A new option needs a row in HANDED_ON, or a test of what it prints."""
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        tested = {o for call, options, _, _ in HANDED_ON if call[0] == name for o in options}
+        for parameter in command.params:
+            names = {*parameter.opts, *parameter.secondary_opts}
+            if parameter.param_type_name == "argument" or names & {"--help"}:
+                continue
+            assert names & (tested | PRINTING.get(name, set())), f"{name} {names}"
+
+
+def test_plot_draws_as_many_tokens_as_asked(run: Command, calls: Calls, tmp_path: Path) -> None:
+    source = tmp_path / "r.json"
+    row = torch.ones(1, 2)
+    source.write_text(RoutingReport(["a"], row.byte(), row, [2, 3], 4, 1, "router").to_json())
+    assert "unexpected Stop" in run("plot", source, "-o", "x.png", "--max-tokens", 7).stderr
+    assert calls["plot"]["max_tokens"] == 7
+
+
+@pytest.mark.parametrize(
+    ("how", "order"), [("--stream", ["made", "shown"] * 2), ("--no-stream", ["made", "made"])]
+)
+def test_stream_shows_tokens_as_they_come(
+    run: Command, calls: Calls, monkeypatch: pytest.MonkeyPatch, how: str, order: list[str]
+) -> None:
+    seen: list[str] = []
+
+    def stream(*_: Any, **__: Any) -> Iterator[Any]:
+        for _ in range(2):
+            seen.append("made")
+            yield SimpleNamespace(text="a", layers_used=3, output=None)
+        raise Stop
+
+    monkeypatch.setattr(StubModel, "stream", stream)
+    monkeypatch.setattr(TokenPrinter, "token", lambda *_: seen.append("shown"))
+    run(*GENERATE, how)
+    assert seen == order  # the last token is never made: without --stream nothing is shown
