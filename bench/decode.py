@@ -12,6 +12,7 @@ from flexidepth.routing import skip_ratio_mask
 from flexidepth_ext.engine import Engine
 
 from .ideal import bytes_per_token, ideal_speedup
+from .options import SPARE
 from .timing import Case, alternate
 
 _SEED = 0
@@ -46,13 +47,14 @@ class DecodeRow:
 
 
 def engine_case(engine: Engine, name: str, context: int, steps: int, skipped: int | None) -> Case:
-    """Decode steps at `context` tokens with exactly `skipped` layers skipped per token; None = dense."""
-    cache = engine.new_cache(context + steps + 8)
+    """Decode steps from `context` tokens on, at most `steps` and the warm-up in a turn, with exactly `skipped`
+    layers skipped per token; None = dense."""
+    cache = engine.new_cache(context + steps + SPARE)
     num_routed = engine.num_routed
     seeds, positions = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     masks: list[torch.Tensor] = []
     if skipped is not None:
-        table = skip_ratio_mask(skipped, _SEED, 0, context + steps + 8, num_routed)
+        table = skip_ratio_mask(skipped, _SEED, 0, context + steps + SPARE, num_routed)
         masks = [row[None].contiguous() for row in table]
     token = torch.tensor([_FILL], dtype=torch.int32)
 
@@ -88,10 +90,13 @@ def measure_decode(
     peers: Sequence[Case] = (),
     context: int = 128,
     rounds: int = 5,
-    steps: int = 24,
+    steps: int = 120,
     progress: Callable[[str], None] | None = None,
 ) -> list[DecodeRow]:
-    """Rows for our dense pass, for each number of skipped layers, and for each peer."""
+    """Rows for our dense pass, for each number of skipped layers, and for each peer.
+
+    steps: timed per case, spread over the rounds.
+    """
     config = engine.config
     weight_bytes = torch.empty((), dtype=engine.dtype).element_size()
     cases: list[tuple[int | None, Case]] = [

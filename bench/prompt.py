@@ -73,7 +73,11 @@ def measure_prompt(
     cases: list[tuple[float | None, Case]] = [(None, prompt_case(engine, ids, None))]
     cases += [(share, prompt_case(engine, ids, share)) for share in shares]
     alternate(
-        [c for _, c in cases] + list(peers), rounds=rounds, steps=1, warmup=1, progress=progress
+        [c for _, c in cases] + list(peers),
+        rounds=rounds,
+        steps=rounds,
+        warmup=1,
+        progress=progress,
     )
     dense = cases[0][1].median
     dense_flops = flops_of_prompt(engine.config, tokens, 0.0, routers=False)

@@ -20,41 +20,14 @@ from flexidepth_ext.engine import Engine
 from .bandwidth import read_bandwidth
 from .decode import DecodeRow, measure_decode
 from .machine import describe_machine
+from .options import DTYPES, SPARE, BenchOptions
 from .prompt import PromptRow, measure_prompt
 from .report import DECODE_COLUMNS, PROMPT_COLUMNS, Columns, csv_text, markdown, write_json
 from .timing import Case, load_average
 
 FORMAT = "flexidepth-bench-1"
-_DTYPES = {
-    "auto": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float32": torch.float32,
-}
-_BLOCK = 16  # decode steps per turn
+_PROMPT_ROUNDS = 5
 Notify = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What to measure.
-
-    skips: numbers of layers, "all" = every number, "quarters" = 0, 1/4, 1/2, 3/4 and all of the routed
-    ones. threads: None = all available.
-    """
-
-    model: str
-    dtype: str
-    prompt: int
-    steps: int
-    depth: int
-    skips: Sequence[int] | str
-    shares: Sequence[float]
-    threads: Sequence[int] | None
-    rounds: int
-    peers: bool
-    accuracy: bool
-    prefer_hub: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,27 +47,12 @@ class BenchResult:
         }
 
 
-def resolve_skips(skips: Sequence[int] | str, num_routed: int) -> list[int]:
-    """The numbers of skipped layers that `skips` of BenchOptions means for a model."""
-    if skips == "all":
-        return list(range(num_routed + 1))
-    if skips == "quarters":
-        return sorted({round(num_routed * quarter / 4) for quarter in range(5)})
-    if isinstance(skips, str):
-        raise ValueError(f"bench: skip {skips!r}; wanted numbers, 'all' or 'quarters'")
-    if wrong := [n for n in skips if not 0 <= n <= num_routed]:
-        raise ValueError(f"bench: cannot skip {wrong} layers; this model routes {num_routed}")
-    return list(skips)
-
-
 def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
     """Measure; `notify` gets a line of text for each stage."""
-    if options.dtype not in _DTYPES:
-        raise ValueError(f"bench: dtype {options.dtype!r}; wanted one of {', '.join(_DTYPES)}")
-    dtype = _DTYPES[options.dtype]
+    dtype = DTYPES[options.dtype]
     checkpoint = open_checkpoint(options.model, prefer_hub=options.prefer_hub, notify=notify)
     config = checkpoint.config
-    skips = resolve_skips(options.skips, config.num_routed_layers)
+    skips = options.check_fits(config)
     load_before = load_average()
     if load_before > 0.5:
         notify(f"warning: the machine is busy (load {load_before:.2f}); figures will be noisy")
@@ -114,7 +72,7 @@ def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
                 peers=peers.decode(threads) if peers else (),
                 context=options.depth,
                 rounds=options.rounds,
-                steps=max(1, min(_BLOCK, options.steps // options.rounds)),
+                steps=options.steps,
             )
         if options.prompt:
             notify(f"prompt of {options.prompt}, {threads} threads")
@@ -123,7 +81,7 @@ def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
                 options.prompt,
                 options.shares,
                 peers=peers.prompt(threads) if peers else (),
-                rounds=5,
+                rounds=_PROMPT_ROUNDS,
             )
         if options.accuracy and accuracy is None:
             notify("accuracy against the float32 reference")
@@ -196,7 +154,7 @@ class _Peers:
             transformers_eager.decode_case(model, depth, threads) for model in self.transformers
         ]
         if self.llama_file is not None:
-            model = llama_cpp.load(self.llama_file, threads, 2048)
+            model = llama_cpp.load(self.llama_file, threads, depth + self.options.steps + SPARE)
             cases.append(llama_cpp.decode_case(model, depth))
         return cases
 
@@ -209,9 +167,8 @@ class _Peers:
             transformers_eager.prompt_case(model, tokens, threads) for model in self.transformers
         ]
         if self.llama_file is not None:
-            cases.append(
-                llama_cpp.prompt_case(llama_cpp.load(self.llama_file, threads, 2048), tokens)
-            )
+            model = llama_cpp.load(self.llama_file, threads, tokens)
+            cases.append(llama_cpp.prompt_case(model, tokens))
         return cases
 
 

@@ -52,12 +52,13 @@ def alternate(
     settle: float = SETTLE_S,
     progress: Callable[[str], None] | None = None,
 ) -> None:
-    """Time `steps` steps of each case in turn, `rounds` times over.
+    """Time `steps` steps of each case, spread over `rounds` turns through all cases.
 
     A block starts with `warmup` steps that are not counted, after a pause that lets the threads of the case
     before it go to sleep.
     """
     for number in range(rounds):
+        block = (number + 1) * steps // rounds - number * steps // rounds
         for case in cases:
             if progress is not None:
                 progress(f"round {number + 1}/{rounds}: {case.name}")
@@ -65,7 +66,7 @@ def alternate(
             time.sleep(settle)
             for _ in range(warmup):
                 case.step()
-            for _ in range(steps):
+            for _ in range(block):
                 begin = time.perf_counter()
                 case.step()
                 case.samples.append(time.perf_counter() - begin)

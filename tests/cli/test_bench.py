@@ -15,10 +15,11 @@ from flexidepth import FlexiDepth, FlexiDepthConfig
 from flexidepth.bench.decode import engine_case, measure_decode
 from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speedup
 from flexidepth.bench.machine import describe_machine, machine_slug
+from flexidepth.bench.options import BenchOptions, resolve_skips
 from flexidepth.bench.prompt import measure_prompt
 from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table, write_json
-from flexidepth.bench.run import resolve_skips
 from flexidepth.bench.timing import Case, alternate
+from flexidepth.errors import ValueOutOfRangeError
 from tests.cli.conftest import Command
 
 
@@ -99,9 +100,9 @@ def test_cases_take_turns_and_the_first_steps_do_not_count() -> None:
         for name in "ab"
     ]
     said: list[str] = []
-    alternate(cases, rounds=2, steps=2, warmup=1, settle=0, progress=said.append)
-    assert "".join(order) == "AaaaBbbbAaaaBbbb"
-    assert [len(case.samples) for case in cases] == [4, 4]
+    alternate(cases, rounds=2, steps=3, warmup=1, settle=0, progress=said.append)
+    assert "".join(order) == "AaaBbbAaaaBbbb"
+    assert [len(case.samples) for case in cases] == [3, 3]
     assert said[0] == "round 1/2: a"
 
 
@@ -138,7 +139,7 @@ def test_rows_of_a_measurement(model: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("time.sleep", lambda _: None)
     peer = Case("peer", lambda: None)
     with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
-        rows = measure_decode(llm.engine, [0, 2], peers=[peer], context=4, rounds=2, steps=3)
+        rows = measure_decode(llm.engine, [0, 2], peers=[peer], context=4, rounds=2, steps=6)
         prompt = measure_prompt(llm.engine, 8, [0.0, 0.5], rounds=1)
         config = llm.config
     assert [(r.name, r.skipped) for r in rows] == [
@@ -173,6 +174,17 @@ def test_skips() -> None:
     assert resolve_skips([2, 0], 3) == [2, 0]
     with pytest.raises(ValueError, match=r"cannot skip \[4\] layers; this model routes 3"):
         resolve_skips([1, 4], 3)
+
+
+def test_options_are_checked_for_callers_from_python_too() -> None:
+    usual: dict[str, Any] = {
+        "model": "m", "dtype": "auto", "prompt": 8, "steps": 8, "depth": 4, "skips": "all", "shares": [0.5],
+        "threads": None, "rounds": 2, "peers": False, "accuracy": False,
+    }  # fmt: skip
+    assert BenchOptions(**usual).check_fits(SMOLLM2) == list(range(16))
+    for name, value in {"steps": -1, "skips": "some", "shares": [1.5], "threads": []}.items():
+        with pytest.raises(ValueOutOfRangeError, match="wanted"):
+            BenchOptions(**{**usual, name: value})
 
 
 def test_machine_is_named() -> None:
@@ -240,17 +252,34 @@ def test_bench_tables(small_bench: Any) -> None:
         (("--skip", "3"), 1, "cannot skip [3] layers; this model routes 2"),
         (("--skip", "some"), 2, "wanted numbers"),
         (("-o", "xml"), 2, "wanted md, csv or json"),
+        (("--skip", "99"), 1, "cannot skip [99] layers; this model routes 2; wanted 0 to 2"),
+        (("--skip", "0,-1"), 2, "skip is [0, -1]; wanted numbers from 0 on"),
         (("-p", "0", "-n", "0"), 2, "nothing to measure"),
-        (("--dtype", "int3"), 1, "int3"),
-        (("--rounds", "0"), 2, "rounds"),
+        (("-p", "-1"), 2, "prompt is -1; wanted 0 or more"),
+        (("-n", "1"), 2, "steps is 1; wanted 0, or 2 or more: one in each of 2 rounds"),
+        (("-p", "257"), 1, "prompt is 257; wanted 0 to 256, the model's positions"),
+        (("-n", "250"), 1, "depth 4 and 250 steps need 262 positions; this model has 256"),
+        (("-d", "0", "--peers"), 2, "depth is 0; wanted 1 or more"),
+        (("--shares", "500,-50"), 2, "shares is [500.0, -50.0]; wanted per cents from 0 to 100"),
+        (("--shares", "x"), 2, "--shares 'x': wanted numbers"),
+        (("-t", "0"), 2, "threads is [0]; wanted numbers from 1 to 1024"),
+        (("-t", "1,2000"), 2, "threads is [1, 2000]; wanted numbers from 1 to 1024"),
+        (("-t", ""), 2, "--threads '': wanted numbers"),
+        (("--dtype", "int3"), 2, "dtype is 'int3'; wanted one of auto, bfloat16"),
+        (("--rounds", "0"), 2, "rounds is 0; wanted 1 or more"),
     ],
 )
 def test_bench_bad_values(
-    small_bench: Any, options: tuple[str, ...], code: int, message: str
+    small_bench: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    code: int,
+    message: str,
 ) -> None:
+    monkeypatch.setattr("flexidepth_ext.engine.Engine.__init__", None)  # nothing gets that far
     result = small_bench(*options)
     assert result.exit_code == code
-    assert message in result.stderr
+    assert message in " ".join(result.stderr.split())
 
 
 def test_demo_on_a_tiny_model(model: str, run: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,13 +34,18 @@ def _numbers(text: str, name: str) -> list[int]:
 def bench(
     model: Model = "smollm2-135m",
     prompt: Annotated[
-        int, typer.Option("--prompt", "-p", min=0, help="Prompt length (pp); 0 = none.")
+        int, typer.Option("--prompt", "-p", help="Prompt length (pp); 0 = none.")
     ] = 512,
     steps: Annotated[
-        int, typer.Option("--gen", "-n", min=0, help="Decode steps timed per case (tg); 0 = none.")
+        int,
+        typer.Option(
+            "--gen",
+            "-n",
+            help="Decode steps timed per case (tg), spread over the rounds; 0 = none.",
+        ),
     ] = 128,
     depth: Annotated[
-        int, typer.Option("--depth", "-d", min=0, help="Tokens in the cache before decoding.")
+        int, typer.Option("--depth", "-d", help="Tokens in the cache before decoding.")
     ] = 128,
     skip: Annotated[
         str,
@@ -58,7 +63,7 @@ def bench(
     accuracy: Annotated[
         bool, typer.Option("--accuracy", help="Also compare with the float32 reference.")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns through all cases.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Turns through all cases.")] = 8,
     dtype: DType = "auto",
     prefer_hub: PreferHub = False,
     output: Annotated[
@@ -69,26 +74,30 @@ def bench(
         Path | None, typer.Option(help="Also write JSON, Markdown and a plot here.")
     ] = None,
 ) -> None:
-    from ..bench.run import BenchOptions, render, run_bench, write_results
+    from ..bench.options import BenchOptions
+    from ..bench.run import render, run_bench, write_results
+    from ..errors import ValueOutOfRangeError
 
     if output not in ("md", "csv", "json"):
         raise typer.BadParameter(f"--output {output!r}: wanted md, csv or json")
-    if not prompt and not steps:
-        raise typer.BadParameter("-p 0 and -n 0 leave nothing to measure; raise one of them")
-    options = BenchOptions(
-        model=model,
-        dtype=dtype,
-        prompt=prompt,
-        steps=steps,
-        depth=depth,
-        skips=skip if skip in ("all", "quarters") else _numbers(skip, "--skip"),
-        shares=[n / 100 for n in _numbers(shares, "--shares")],
-        threads=_numbers(threads, "--threads") if threads else None,
-        rounds=rounds,
-        peers=peers,
-        accuracy=accuracy,
-        prefer_hub=prefer_hub,
-    )
+    arguments: dict[str, Any] = {
+        "model": model,
+        "dtype": dtype,
+        "prompt": prompt,
+        "steps": steps,
+        "depth": depth,
+        "skips": skip if skip in ("all", "quarters") else _numbers(skip, "--skip"),
+        "shares": [n / 100 for n in _numbers(shares, "--shares")],
+        "threads": None if threads is None else _numbers(threads, "--threads"),
+        "rounds": rounds,
+        "peers": peers,
+        "accuracy": accuracy,
+        "prefer_hub": prefer_hub,
+    }
+    try:
+        options = BenchOptions(**arguments)
+    except ValueOutOfRangeError as error:
+        raise typer.BadParameter(str(error)) from None
     result = run_bench(options, say)
     print(render(result, "json" if as_json else output))
     if output_dir is not None:

@@ -22,7 +22,7 @@ Example: flexidepth demo
 _QUESTION = "What is the capital of France, and what is it known for?"
 _SKIP_RATIO = 0.2  # of the routed layers: enough to see colours and what skipping does to the text
 _RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_CONTEXT, _ROUNDS, _STEPS = 128, 8, 10
+_CONTEXT, _ROUNDS, _STEPS = 128, 8, 80
 _UNTRAINED = """\
 Its routers and adapters are seeded, not trained: nothing here has learnt which layers a token can
 do without. So the routing is forced, and where layers are skipped the text gets worse. The speed
