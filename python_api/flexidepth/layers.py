@@ -36,18 +36,20 @@ class Router(nn.Module):
         self.dec = nn.Linear(config.router_dim, config.hidden_size, bias=False)
         self.head = nn.Linear(config.hidden_size, 1, bias=config.router_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., d] -> [...] in float32."""
-        return reference.router_gate(
-            x,
-            self.enc.weight,
-            self.norm.weight,
-            self.dec.weight,
-            self.head.weight,
-            self.head.bias,
-            eps=self.eps,
-            order=self.order,
-        )
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        """[..., d] -> [...] in float32, whatever mixed precision is on around it."""
+        with torch.autocast(x.device.type, enabled=False):
+            return reference.router_gate(
+                x,
+                self.enc.weight,
+                self.norm.weight,
+                self.dec.weight,
+                self.head.weight,
+                self.head.bias,
+                eps=self.eps,
+                order=self.order,
+                offset=offset,
+            )
 
 
 class GatedMLP(nn.Module):
@@ -116,7 +118,6 @@ class Attention(nn.Module):
                     step.cos[b : b + 1, rows],
                     step.sin[b : b + 1, rows],
                     step.mask[b : b + 1, rows],
-                    None,
                 )
                 outputs.append(self(x[b : b + 1, rows], keys[b : b + 1], values[b : b + 1], own)[0])
         return torch.cat(outputs) if outputs else x.new_empty(0, x.shape[-1])
@@ -124,12 +125,14 @@ class Attention(nn.Module):
 
 @dataclass
 class StepInputs:
-    """What every layer needs: cos and sin [batch, tokens, head_dim], mask [batch, tokens, keys], cache."""
+    """What every layer needs: cos and sin [batch, tokens, head_dim], mask [batch, tokens, keys], cache,
+    gate_offset [batch] (taken off the logits of gates)."""
 
     cos: Tensor
     sin: Tensor
     mask: Tensor
-    cache: Any | None
+    cache: Any | None = None
+    gate_offset: Tensor | None = None
 
 
 @dataclass
@@ -170,11 +173,14 @@ class DecoderLayer(nn.Module):
                 return h, None, None
             full = h.new_ones(h.shape[:2], dtype=torch.float32)
             return h, full * float("nan"), full.bool()
-        gates = self.router(x)
+        offset = None if step.gate_offset is None else step.gate_offset[:, None]
+        gates = self.router(x, offset)
         run = reference.decide(gates, threshold) if decision.run is None else decision.run
-        if self.training:
-            return self._both_paths(h, x, keys, values, step, gates, run, decision), gates, run
-        return self._one_path(h, x, keys, values, step, gates, run, decision), gates, run
+        # A multiplier's derivative needs no more than the path that was taken; a straight-through gate's
+        # needs the value of the other one too.
+        both = self.training and self.straight_through and not decision.unit
+        combine = self._both_paths if both else self._one_path
+        return combine(h, x, keys, values, step, gates, run, decision), gates, run
 
     def _both_paths(
         self,
@@ -185,21 +191,13 @@ class DecoderLayer(nn.Module):
         step: StepInputs,
         gates: Tensor,
         run: Tensor,
-        decision: Decision,
+        _: Decision,
     ) -> Tensor:
-        """Everything computed for every token, combined by the gate: what training differentiates."""
-        hard = run.to(gates.dtype)
-        if self.straight_through and not decision.unit:
-            # Forward 0 or 1, backward through w, attention included.
-            taken = hard + gates - gates.detach()
-            attended, fed, adapted = taken, taken, 1 - taken
-        else:
-            attended = hard
-            fed, adapted = reference.gate_scales(gates, run, unit=decision.unit)
-        h = h + attended[..., None].to(h.dtype) * self.self_attn(x, keys, values, step)
+        """Everything computed for every token: forward 0 or 1, backward through w, attention included."""
+        taken = (run.to(gates.dtype) + gates - gates.detach())[..., None].to(h.dtype)
+        h = h + taken * self.self_attn(x, keys, values, step)
         y = self.post_attention_layernorm(h)
-        out: Tensor = h + fed[..., None].to(h.dtype) * self.mlp(y)
-        out = out + adapted[..., None].to(h.dtype) * self.adapter(y)
+        out: Tensor = h + taken * self.mlp(y) + (1 - taken) * self.adapter(y)
         return out
 
     def _one_path(
@@ -217,12 +215,17 @@ class DecoderLayer(nn.Module):
         fed, adapted = reference.gate_scales(
             gates, run, unit=decision.unit or self.straight_through
         )
-        h = h.clone()
-        if bool(run.any()):
-            h[run] += self.self_attn.selected(x, run, keys, values, step)
+        ran, skipped = run.nonzero(as_tuple=True), (~run).nonzero(as_tuple=True)
+        if len(ran[0]):
+            attended = self.self_attn.selected(x, run, keys, values, step)
+            h = h.index_put(ran, attended, accumulate=True)
         y = self.post_attention_layernorm(h)
-        if bool(run.any()):
-            h[run] += fed[run][:, None].to(h.dtype) * self.mlp(y[run])
-        if not bool(run.all()):
-            h[~run] += adapted[~run][:, None].to(h.dtype) * self.adapter(y[~run])
-        return h
+        out = h
+        if len(ran[0]):
+            out = out.index_put(
+                ran, fed[ran][:, None].to(h.dtype) * self.mlp(y[ran]), accumulate=True
+            )
+        if len(skipped[0]):
+            change = adapted[skipped][:, None].to(h.dtype) * self.adapter(y[skipped])
+            out = out.index_put(skipped, change, accumulate=True)
+        return out

@@ -36,10 +36,14 @@ if int(transformers.__version__.split(".")[0]) < 5:
 
 @dataclass
 class FlexiDepthOutput(BaseModelOutputWithPast):  # type: ignore[misc]
-    """gates: float32 [batch, tokens, routed layers] (NaN when dense); run: bool, same shape."""
+    """gates: float32 [batch, tokens, routed layers] (NaN when dense); run: bool, same shape.
+
+    base_hidden_state: last_hidden_state of the base model on the same tokens, where it was asked for.
+    """
 
     gates: Tensor | None = None
     run: Tensor | None = None
+    base_hidden_state: Tensor | None = None
 
 
 @dataclass
@@ -70,12 +74,16 @@ class FlexiDepthPreTrainedModel(SurvivingSave, PreTrainedModel):  # type: ignore
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
 
+    def enable_input_require_grads(self) -> None:
+        """Nothing to do: the forward pass asks for gradients from the first layer that trains on. From the
+        embeddings on, as checkpointing wants it elsewhere, the frozen layers below would run twice."""
+
 
 class FlexiDepthModel(FlexiDepthPreTrainedModel):
     """Token ids to final hidden states.
 
-    In training mode both paths of a routed layer are computed for every token and combined by the gate;
-    in evaluation mode each token takes its own path alone.
+    Each token takes its own path alone; only a straight-through gate in training, whose derivative needs the
+    other path too, has both computed for every token.
     """
 
     def __init__(self, config: FlexiDepthConfig) -> None:
@@ -104,6 +112,8 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_base_hidden_state: bool = False,
+        gate_offset: Tensor | None = None,
         force_routing: ForceRouting | ForcedRouting = None,
         **kwargs: Any,
     ) -> FlexiDepthOutput:
@@ -114,11 +124,17 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             attention_mask: [batch, past + tokens], 0 = padding on either side; or [batch, 1, tokens, keys].
             position_ids: [batch, tokens]; None = counted over the unpadded tokens.
             past_key_values: a transformers Cache.
+            output_base_hidden_state: also what the base model makes of the tokens, without gradients; the
+                layers before the first routed one are computed once for both.
+            gate_offset: float32 [batch], taken off the logit of every gate of a sequence, w =
+                sigmoid(logit - offset): with thresholds of 1/2 the same decisions as without it and
+                thresholds of sigmoid(offset).
             force_routing: see flexidepth.routing.resolve_force_routing; masks go by position.
 
         Raises:
             ShapeError: an attention mask or a routing mask that does not cover the tokens.
-            ValueOutOfRangeError: an unknown argument, a cache while checkpointing gradients.
+            ValueOutOfRangeError: an unknown argument; a cache while checkpointing gradients or beside
+                output_base_hidden_state.
         """
         check_arguments(kwargs, _ARGUMENTS)
         if (input_ids is None) == (inputs_embeds is None):
@@ -139,10 +155,11 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
                 "forward: a cache while checkpointing gradients, which computes layers again and would "
                 "fill it twice; give use_cache=False and no past_key_values"
             )
-        if checkpointing and not h.requires_grad:
-            # Reentrant checkpointing differentiates only what a layer's inputs lead to, and behind
-            # frozen embeddings that would be nothing.
-            h = h.detach().requires_grad_()
+        if output_base_hidden_state and (use_cache or past_key_values is not None):
+            raise ValueOutOfRangeError(
+                "forward: a cache beside output_base_hidden_state, which two passes would fill; give "
+                "use_cache=False and no past_key_values"
+            )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
@@ -155,11 +172,13 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
         mask = visible_keys(
             attention_mask, batch, past, tokens, self.config.sliding_window, h.device
         )
-        step = StepInputs(cos, sin, mask, past_key_values)
+        step = StepInputs(cos, sin, mask, past_key_values, gate_offset)
         decisions = self._decisions(force_routing, position_ids)
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
-        return self._through_layers(h, step, decisions, checkpointing, output_hidden_states)
+        return self._through_layers(
+            h, step, decisions, checkpointing, output_hidden_states, output_base_hidden_state
+        )
 
     def _through_layers(
         self,
@@ -168,6 +187,7 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
         decisions: Callable[[int], Decision],
         checkpointing: bool,
         output_hidden_states: bool,
+        output_base_hidden_state: bool,
     ) -> FlexiDepthOutput:
         """Every layer and the last norm; decisions by number of routed layer."""
         check_thresholds(self.config.router_thresholds, self.config.num_routed_layers)
@@ -177,11 +197,19 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
         hidden = [h]
         gates: list[Tensor] = []
         runs: list[Tensor] = []
-        for layer in self.layers:
+        base: Tensor | None = None
+        for index, layer in enumerate(self.layers):
             routed = len(gates)
             threshold = thresholds[routed] if layer.routed else thresholds
+            if output_base_hidden_state and base is None and layer.routed:
+                base = self._base_from(index, h, step)
             arguments = (h, step, threshold, decisions(routed))
-            if checkpointing:
+            if checkpointing and not h.requires_grad and _trains(layer):
+                # Reentrant checkpointing differentiates only what a layer's inputs lead to, and behind
+                # frozen layers that would be nothing.
+                h = h.detach().requires_grad_()
+                arguments = (h, *arguments[1:])
+            if checkpointing and h.requires_grad:
                 h, gate, run = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
                 h, gate, run = layer(*arguments)
@@ -198,7 +226,17 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             hidden_states=(*hidden[:-1], h) if output_hidden_states else None,
             gates=torch.stack(gates, -1) if gates else None,
             run=torch.stack(runs, -1) if runs else None,
+            base_hidden_state=h.detach() if output_base_hidden_state and base is None else base,
         )
+
+    @torch.no_grad()
+    def _base_from(self, index: int, h: Tensor, step: StepInputs) -> Tensor:
+        """What the base model's layers from `index` on, and the last norm, make of their input h."""
+        unrouted = Decision(dense=True)
+        for layer in self.layers[index:]:
+            h, _, _ = layer(h, step, h.new_zeros(()), unrouted)
+        normed: Tensor = self.norm(h)
+        return normed
 
     def _decisions(
         self, force: ForceRouting | ForcedRouting, positions: Tensor
@@ -293,6 +331,7 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        gate_offset: Tensor | None = None,
         force_routing: ForceRouting | ForcedRouting = None,
         **kwargs: Any,
     ) -> FlexiDepthCausalLMOutput:
@@ -311,6 +350,7 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            gate_offset=gate_offset,
             force_routing=force_routing,
             **kwargs,
         )
@@ -334,6 +374,10 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
             gates=out.gates,
             run=out.run,
         )
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _next_token_loss(logits: Tensor, labels: Tensor, num_items: Any | None) -> Tensor:

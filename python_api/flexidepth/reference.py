@@ -82,8 +82,9 @@ def router_gate(
     eps: float,
     order: str,
     fold: bool = False,
+    offset: Tensor | None = None,
 ) -> Tensor:
-    """Gate weights w [...] in (0, 1) for normed inputs x [..., d].
+    """Gate weights w [...] in (0, 1) for normed inputs x [..., d]; the logit is lowered by `offset`.
 
     z = tanh(Norm(W_enc x)) ("norm_tanh") or Norm(tanh(W_enc x)) ("tanh_norm");
     w = sigmoid(W_head W_dec z + b). fold = True multiplies W_head W_dec first.
@@ -102,6 +103,8 @@ def router_gate(
         logit = F.linear(F.linear(z, dec.to(wide)), head.to(wide)).squeeze(-1)
     if bias is not None:
         logit = logit + bias.to(wide)
+    if offset is not None:
+        logit = logit - offset
     return torch.sigmoid(logit)
 
 

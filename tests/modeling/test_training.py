@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from flexidepth.errors import ValueOutOfRangeError
 
@@ -70,7 +71,7 @@ def test_the_threshold_itself_passes_no_gradient(ids):
         gradient = layer.router.enc.weight.grad
         assert gradient is None or not gradient.any()
     assert model.model.layers[1].adapter.down_proj.weight.grad.any()
-    assert not model.model.layers[2].adapter.down_proj.weight.grad.any()
+    assert model.model.layers[2].adapter.down_proj.weight.grad is None
 
 
 def test_multiplier_gradient_is_that_of_the_formula(ids):
@@ -143,3 +144,90 @@ def test_loss_counts_items_as_the_trainer_does(ids):
         for i in range(2)
     ]
     torch.testing.assert_close(sum(halves), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_multipliers_gradients_are_those_of_both_paths_computed_and_combined(ids):
+    """Each token goes one way only, which loses nothing: the other way's factor is 0, and so is its derivative."""
+    model = tiny_model(tiny_config(routing_layers=[3])).train()
+    captured = {}
+    layer = model.model.layers[3]
+    layer.register_forward_hook(lambda _, inputs, output: captured.update(i=inputs, o=output))
+    model(ids, use_cache=False)
+    h, step, _, decision = captured["i"]
+    h = h.detach().requires_grad_()
+    out, _, run = layer(h, step, torch.tensor(0.5), decision)
+    assert run.any() and not run.all()
+    direction = torch.randn_like(out)
+    hard = run[..., None].float()
+    x = layer.input_layernorm(h)
+    h1 = h + hard * layer.self_attn(x, *layer.self_attn.keys_values(x, step), step)
+    y = layer.post_attention_layernorm(h1)
+    w = layer.router(x)[..., None]
+    by_hand = h1 + hard * w * layer.mlp(y) + (1 - hard) * (1 - w) * layer.adapter(y)
+    torch.testing.assert_close(out, by_hand)
+    parameters = [h, *layer.parameters()]
+    got = torch.autograd.grad((out * direction).sum(), parameters)
+    want = torch.autograd.grad((by_hand * direction).sum(), parameters)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_base_models_hidden_state_comes_from_the_same_pass(ids):
+    model = tiny_model(tiny_config(routing_layers=[2, 3])).train()
+    model.freeze_base()
+    seen = []
+    model.model.layers[0].register_forward_hook(lambda *_: seen.append(0))
+    out = model.model(ids, use_cache=False, output_base_hidden_state=True)
+    assert len(seen) == 1  # the layers before the first routed one serve both
+    assert out.last_hidden_state.requires_grad and not out.base_hidden_state.requires_grad
+    want = model.model(ids, use_cache=False, force_routing="all").last_hidden_state
+    torch.testing.assert_close(out.base_hidden_state, want)
+    assert model.model(ids, use_cache=False).base_hidden_state is None
+
+
+@pytest.mark.parametrize("arguments", [{"use_cache": True}, {}])
+def test_no_cache_beside_the_base_models_hidden_state(ids, arguments):
+    cache = None if arguments else DynamicCache()
+    with pytest.raises(ValueOutOfRangeError, match="use_cache=False and no past_key_values"):
+        tiny_model(tiny_config()).model(
+            ids, past_key_values=cache, output_base_hidden_state=True, **arguments
+        )
+
+
+def test_a_gate_offset_decides_as_a_threshold_does(ids):
+    """w = sigmoid(logit - b) > 1/2 where and only where sigmoid(logit) > sigmoid(b)."""
+    model = tiny_model(tiny_config(gate="straight_through"))
+    offsets = torch.tensor([-0.15, 0.2])
+    got = model(ids, gate_offset=offsets)
+    plain = model(ids)
+    assert not torch.equal(got.run, plain.run)
+    for row, offset in enumerate(offsets):
+        torch.testing.assert_close(
+            torch.logit(got.gates[row, :, 0]), torch.logit(plain.gates[row, :, 0]) - offset
+        )
+        model.config.router_thresholds = [float(torch.sigmoid(offset))] * 3
+        want = model(ids)
+        assert torch.equal(got.run[row], want.run[row])
+        torch.testing.assert_close(got.logits[row], want.logits[row])
+
+
+def test_the_router_stays_in_float32_under_autocast(ids):
+    model = tiny_model(tiny_config())
+    router = model.model.layers[2].router
+    x = torch.randn(2, 5, model.config.hidden_size)
+    plain = router(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(router(x), plain)
+
+
+def test_checkpointing_begins_where_something_trains(ids):
+    model = tiny_model(tiny_config(routing_layers=[2, 3])).train()
+    model.freeze_base()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    calls = [0] * 4
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_pre_hook(
+            lambda *_, index=index: calls.__setitem__(index, calls[index] + 1)
+        )
+    model(ids, labels=ids).loss.backward()
+    assert calls == [1, 1, 2, 2]
