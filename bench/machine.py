@@ -10,15 +10,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flexidepth_ext import _C
+
 _PACKAGES = ("flexidepth", "torch", "transformers", "numpy", "llama-cpp-python")
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, cores, caches, memory, system and versions as plain values."""
+    """CPU, cores, caches, memory, system, versions and commit as plain values."""
     info = _cpuinfo()
     return {
         "cpu": info.get("model name", platform.processor() or platform.machine()),
         "cores": os.cpu_count(),
+        "usable_threads": _C.available_threads(),
         "cache": info.get("cache size", ""),
         "isa_flags": [
             f
@@ -66,11 +69,20 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str:
-    here = Path(__file__).resolve().parent
-    result = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Of the sources that run, with -dirty where they were changed since; of the build where git knows none."""
+    here = Path(__file__).resolve()
+    # An installed copy may lie inside somebody else's repository.
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name):
+        return _git(here.parent, "describe", "--always", "--dirty", "--exclude=*")
+    return str(_C.build_info()["commit"]) or "not known"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints; nothing where it fails or is not installed."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
     return result.stdout.strip() if result.returncode == 0 else ""

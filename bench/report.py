@@ -1,12 +1,10 @@
-"""Tables out of rows: Markdown, CSV, JSON."""
+"""Tables out of rows: Markdown, CSV, aligned text."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 Columns = Sequence[tuple[str, str, str]]  # (field, heading, format)
@@ -69,14 +67,6 @@ def csv_text(rows: Sequence[Any], columns: Columns) -> str:
     for row in rows:
         writer.writerow("" if getattr(row, f) is None else getattr(row, f) for f, _, _ in columns)
     return out.getvalue()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write in one step, so that an interrupted run leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    partial.replace(path)
 
 
 def table(rows: Sequence[Any], columns: Columns) -> str:

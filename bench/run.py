@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from flexidepth.checkpoints import Checkpoint, open_checkpoint
+from flexidepth.plain_json import json_text
 from flexidepth_ext import _C
 from flexidepth_ext.engine import Engine
 
@@ -22,7 +23,8 @@ from .decode import DecodeRow, measure_decode
 from .machine import describe_machine
 from .options import DTYPES, SPARE, BenchOptions
 from .prompt import PromptRow, measure_prompt
-from .report import DECODE_COLUMNS, PROMPT_COLUMNS, Columns, csv_text, markdown, write_json
+from .report import DECODE_COLUMNS, PROMPT_COLUMNS, Columns, csv_text, markdown
+from .results_folder import replace_results
 from .timing import Case, load_average
 
 FORMAT = "flexidepth-bench-1"
@@ -175,7 +177,7 @@ class _Peers:
 def render(result: BenchResult, kind: str) -> str:
     """The result as "md", "csv" or "json"."""
     if kind == "json":
-        return json.dumps(result.to_dict(), indent=1)
+        return json_text(result.to_dict(), indent=1)
     parts = []
     if result.decode:
         # llama-bench's words: tg = tokens generated, pp = prompt processed, d = depth of the cache.
@@ -203,12 +205,16 @@ def _preamble(header: dict[str, Any]) -> str:
     )
     return (
         f"{header['model']} in {header['dtype']} on {machine['cpu']}, {machine['cores']} cores "
-        f"({header['isa']}), {machine['memory_gb']} GB; {header['routed_layers']} of "
+        f"({header['isa']}), {machine['memory_gb']} GB, {machine['system']}; {header['routed_layers']} of "
         f"{header['num_layers']} layers routed, "
         f"{header['depth']} tokens in the cache.\nRead bandwidth: {bandwidth}. Load before and after: "
-        f"{header['load_before']:.2f}, {header['load_after']:.2f}.\nCommand: `{header['command']}`; "
+        f"{_load(header['load_before'])}, {_load(header['load_after'])}.\nCommand: `{header['command']}`; "
         f"commit {machine['commit']}; {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}."
     )
+
+
+def _load(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "not known"
 
 
 def _postscript(header: dict[str, Any]) -> list[str]:
@@ -234,17 +240,20 @@ def _postscript(header: dict[str, Any]) -> list[str]:
 
 
 def write_results(result: BenchResult, directory: Path) -> list[Path]:
-    """JSON with every sample, Markdown, and the plot where matplotlib is installed."""
-    directory.mkdir(parents=True, exist_ok=True)
-    json_path, md_path = directory / "bench.json", directory / "bench.md"
-    write_json(json_path, result.to_dict())
-    md_path.write_text(render(result, "md") + "\n", encoding="utf-8")
-    written = [json_path, md_path]
-    if result.decode:
-        from flexidepth.errors import FlexiDepthError
-        from flexidepth.plots import save_figure, speed_figure
+    """JSON with every sample, Markdown, and the plot where matplotlib is installed: all of them or none.
 
-        # Without matplotlib the figures are still in the JSON, and `flexidepth plot` draws them later.
-        with suppress(FlexiDepthError):
-            written.append(save_figure(speed_figure(result.to_dict()), directory / "decode.svg"))
-    return written
+    SaveError where the directory cannot be written to. See `replace_results` for what becomes of older results.
+    """
+
+    def write(folder: Path) -> None:
+        for name, kind in (("bench.json", "json"), ("bench.md", "md")):
+            (folder / name).write_text(render(result, kind) + "\n", encoding="utf-8")
+        if result.decode:
+            from flexidepth.errors import FlexiDepthError
+            from flexidepth.plots import save_figure, speed_figure
+
+            # Without matplotlib the figures are still in the JSON; `flexidepth plot` draws them later.
+            with suppress(FlexiDepthError):
+                save_figure(speed_figure(result.to_dict()), folder / "decode.svg")
+
+    return replace_results(directory, write)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speed
 from flexidepth.bench.machine import describe_machine, machine_slug
 from flexidepth.bench.options import BenchOptions, resolve_skips
 from flexidepth.bench.prompt import measure_prompt
-from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table, write_json
+from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table
 from flexidepth.bench.timing import Case, alternate
 from flexidepth.errors import ValueOutOfRangeError
+from flexidepth_ext import _C
 from tests.cli.conftest import Command
 
 
@@ -190,16 +192,40 @@ def test_options_are_checked_for_callers_from_python_too() -> None:
 def test_machine_is_named() -> None:
     machine = describe_machine()
     assert machine["cores"] >= 1
+    assert 1 <= machine["usable_threads"] <= 1024
     assert machine["versions"]["torch"] == torch.__version__
     json.dumps(machine)
     assert machine_slug({"cpu": "A(R) B @ 2.0", "cores": 4}) == "a-r-b-2-0-4-cores"
 
 
-def test_result_files_are_whole_or_absent(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "bench.json"
-    write_json(path, {"a": 1})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [p.name for p in path.parent.iterdir()] == ["bench.json"]
+def test_commit_is_that_of_these_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        command = [
+            "git",
+            "-C",
+            str(tmp_path),
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b",
+            *arguments,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    source = tmp_path / "machine.py"
+    source.write_text("one")
+    monkeypatch.setattr("flexidepth.bench.machine.__file__", str(source))
+    built = _C.build_info()["commit"] or "not known"
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "of somebody else")
+    assert describe_machine()["commit"] == built
+    git("add", "machine.py")
+    git("commit", "-q", "-m", "ours")
+    assert describe_machine()["commit"] == git("rev-parse", "--short", "HEAD")
+    source.write_text("two")
+    assert describe_machine()["commit"] == git("rev-parse", "--short", "HEAD") + "-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert describe_machine()["commit"] == built
 
 
 @pytest.fixture
@@ -232,7 +258,40 @@ def test_bench_json(small_bench: Any, model: str, tmp_path: Path) -> None:
     assert content["command"].startswith("flexidepth ")
     assert json.loads((tmp_path / "bench.json").read_text())["decode"] == content["decode"]
     assert (tmp_path / "decode.svg").read_text().lstrip().startswith("<?xml")
-    assert "| dense |" in (tmp_path / "bench.md").read_text()
+    text = (tmp_path / "bench.md").read_text()
+    assert "| dense |" in text
+    machine = content["machine"]
+    for named in (
+        f"on {machine['cpu']}, {machine['cores']} cores ({content['isa']}), {machine['memory_gb']} GB",
+        f"Load before and after: {content['load_before']:.2f}, {content['load_after']:.2f}.",
+        f"Command: `{content['command']}`; commit {machine['commit']};",
+    ):
+        assert named in text
+
+
+def test_what_the_system_does_not_say_is_null_and_not_a_broken_file(
+    small_bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("flexidepth.bench.run.load_average", lambda: float("nan"))
+    result = small_bench("-o", "json", "--output-dir", tmp_path)
+    assert result.exit_code == 0, result.output
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    for text in (result.stdout, (tmp_path / "bench.json").read_text()):
+        assert json.loads(text, parse_constant=refuse)["load_before"] is None
+    assert "after: not known, not known." in (tmp_path / "bench.md").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_measuring(
+    small_bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("flexidepth.bench.run.run_bench", None)
+    (tmp_path / "file").touch()
+    result = small_bench("--output-dir", tmp_path / "file" / "results")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'file'} is a file; wanted a directory" in result.stderr
 
 
 def test_bench_tables(small_bench: Any) -> None:

@@ -75,6 +75,7 @@ def bench(
     ] = None,
 ) -> None:
     from ..bench.options import BenchOptions
+    from ..bench.results_folder import check_folder
     from ..bench.run import render, run_bench, write_results
     from ..errors import ValueOutOfRangeError
 
@@ -98,6 +99,8 @@ def bench(
         options = BenchOptions(**arguments)
     except ValueOutOfRangeError as error:
         raise typer.BadParameter(str(error)) from None
+    if output_dir is not None:
+        check_folder(output_dir)
     result = run_bench(options, say)
     print(render(result, "json" if as_json else output))
     if output_dir is not None:

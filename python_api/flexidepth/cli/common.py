@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -140,13 +138,7 @@ def decode_rate(metrics: Metrics) -> str:
 
 
 def print_json(content: Any) -> None:
-    """The result on stdout, as JSON that every reader takes: what is not a number becomes null."""
-    print(json.dumps(_finite(content), ensure_ascii=False, indent=2, allow_nan=False))
+    """The result on stdout, as JSON that every reader takes."""
+    from ..plain_json import json_text
 
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json_text(content, indent=2))
