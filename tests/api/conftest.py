@@ -6,34 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers
 
 from flexidepth.llm import FlexiDepth
 from flexidepth_ext.engine import Engine
 
 from ..engine.conftest import tiny_config, tiny_model, weights_of
+from .tokenizers import byte_tokenizer
 
-TEMPLATE = (
-    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
 BOS, EOS = 256, 257
 VOCAB = 258
-
-
-def byte_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token a byte, plus <s> and </s>."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>")]
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    fast.chat_template = template
-    return fast
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from flexidepth.errors import EngineClosedError, ShapeError, UnsupportedError, ValueOutOfRangeError
 from flexidepth.llm import FlexiDepth
 
-from .conftest import EOS, VOCAB, byte_tokenizer
+from .conftest import EOS, VOCAB
+from .tokenizers import byte_tokenizer
 
 PROMPT = [5, 60, 7, 99, 12, 31, 8, 77]
 

@@ -9,7 +9,8 @@ import pytest
 from flexidepth.errors import EngineBusyError, ValueOutOfRangeError
 from flexidepth.generation.text import TextStream
 
-from .conftest import EOS, byte_tokenizer, script
+from .conftest import EOS, script
+from .tokenizers import byte_tokenizer, fallback_tokenizer
 
 PROMPT = [5, 60, 7]
 
@@ -81,6 +82,16 @@ def test_special_tokens_are_left_out_unless_asked_for():
             + stream.finish()
         )
         assert text == want
+
+
+def test_byte_fallback_tokenizers_stream_even_what_is_no_text():
+    tokenizer = fallback_tokenizer()
+    character = ["<0xF0>", "<0x9F>", "<0x91>", "<0x8D>"]
+    tokens = [*character, "\u2581hello", *character, "<0xFF>", "\u2581the", "<0xFF>"]
+    stream = TextStream(tokenizer, ("STOP",), True)
+    text = "".join(stream.push(tokenizer.convert_tokens_to_ids(t)) for t in tokens)
+    assert text == "👍 hello" + "\ufffd" * 5 + " the"
+    assert stream.finish() == "\ufffd" and stream.text == text + "\ufffd"
 
 
 def test_stream_equals_generate(llm):

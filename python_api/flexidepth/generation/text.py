@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+from .detokenizer import Detokenizer
 
 
 class TextStream:
@@ -22,29 +22,23 @@ class TextStream:
         self.stopped = False
         self._held = ""
         self._stops = tuple(stop_strings)
-        self._tokenizer = getattr(tokenizer, "backend_tokenizer", None)
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._skip_special = skip_special_tokens
-        self._ids: list[int] = []
-        self._decoded = ""
+        self._detokenizer = (
+            None
+            if tokenizer is None
+            else Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+        )
 
     def push(self, token_id: int) -> str:
         """Add a token; returns new text, possibly empty. Sets `stopped` when a stop string is complete."""
-        if self._tokenizer is None or self.stopped:
+        if self._detokenizer is None or self.stopped:
             return ""
-        self._ids.append(token_id)
-        piece = self._stream.step(self._tokenizer, token_id) or ""
-        self._decoded += piece
-        return self._release(piece)
+        return self._release(self._detokenizer.push(token_id))
 
     def finish(self) -> str:
         """The end of the answer: returns what was still held back."""
-        if self._tokenizer is None or self.stopped:
+        if self._detokenizer is None or self.stopped:
             return ""
-        # Bytes that never became a character decode to the replacement character, as in a plain decode.
-        whole = self._tokenizer.decode(self._ids, skip_special_tokens=self._skip_special)
-        rest = whole[len(self._decoded) :] if whole.startswith(self._decoded) else ""
-        delta = self._release(rest)
+        delta = self._release(self._detokenizer.finish())
         if not self.stopped:
             delta += self._held
             self.text += self._held
