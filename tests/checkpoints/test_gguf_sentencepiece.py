@@ -138,7 +138,7 @@ def test_a_stream_never_holds_half_a_character(tmp_path: Path) -> None:
     stream = TextStream(ours, [], True)
     pieces = [stream.push(i) for i in ours.encode("日本 hello")]
     assert "".join(pieces) + stream.finish() == "日本 hello"
-    assert "日" in pieces and "\ufffd" not in "".join(pieces)
+    assert any(piece.startswith("日本") for piece in pieces) and "\ufffd" not in "".join(pieces)
 
 
 def test_a_saved_tokenizer_gives_the_same_ids(tmp_path: Path) -> None:
