@@ -24,7 +24,7 @@ from .errors import (
 )
 from .generation.cache import PromptCache
 from .generation.chat import Chat
-from .generation.inputs import Prompt, context_ids, is_batch, to_ids
+from .generation.inputs import Prompt, is_batch, to_ids
 from .generation.loop import Decoder, TokenEvent, sequence_seed
 from .generation.loop import Sequence as Answer
 from .generation.output import GenerationOutput, make_output
@@ -249,11 +249,8 @@ class FlexiDepth:
         return scores if batch else scores[0]
 
     def loglikelihood(self, context: str, continuation: str, **routing: Any) -> tuple[float, bool]:
-        """(sum of log-probabilities of `continuation` after `context`, whether greedy decoding gives it).
-
-        An empty context is the beginning of a text: BOS, or EOS where the model has no BOS.
-        """
-        before = context_ids(context, self.tokenizer, self.config)
+        """(sum of log-probabilities of `continuation` after `context`, whether greedy decoding gives it)."""
+        before = to_ids(context, self.tokenizer, self.config.vocab_size)
         after = list(self.tokenizer(continuation, add_special_tokens=False)["input_ids"])  # type: ignore[misc]
         score = self.score(before + after, **routing)
         assert isinstance(score, Score)
@@ -263,8 +260,7 @@ class FlexiDepth:
     def new_cache(self, max_length: int | None = None) -> PromptCache:
         """An empty cache to hand to `generate(cache=...)`; memory is taken as tokens arrive."""
         self._check_open()
-        length = self.max_length if max_length is None else max_length
-        return PromptCache(self.engine.new_cache(length), self.engine)
+        return PromptCache(self.engine.new_cache(max_length or self.max_length))
 
     def close(self) -> None:
         """Give the model's memory back at once. Calling it twice is fine."""
@@ -328,8 +324,6 @@ class FlexiDepth:
             raise ValueOutOfRangeError(
                 "generate: a cache holds one sequence; give one prompt and one answer with it"
             )
-        if cache is not None:
-            cache.check_owner(self.engine)
         eos = params.eos_token_id if params.eos_token_id is not None else self.config.eos_token_id
         stops = frozenset([eos] if isinstance(eos, int) else (eos or ()))
         answers = []
@@ -347,23 +341,12 @@ class FlexiDepth:
             twin: Answer | None = None
             for which in range(params.num_return_sequences):
                 own = cache or PromptCache(
-                    self.engine.new_cache(len(ids) + params.max_new_tokens - 1), self.engine
+                    self.engine.new_cache(len(ids) + params.max_new_tokens - 1)
                 )
                 kept = own.keep_prefix(ids, routing.key)
                 stream = TextStream(self.tokenizer, params.stop_strings, params.skip_special_tokens)
                 seed = sequence_seed(params.seed or 0, which)
-                answers.append(
-                    Answer(
-                        ids,
-                        own,
-                        stream,
-                        stops,
-                        seed,
-                        cached_tokens=kept,
-                        twin=twin,
-                        keeps_cache=cache is not None,
-                    )
-                )
+                answers.append(Answer(ids, own, stream, stops, seed, cached_tokens=kept, twin=twin))
                 twin = twin or answers[-1]
         return answers
 
@@ -385,7 +368,9 @@ def _check_device(device: str) -> None:
     kind = device.split(":")[0]
     if kind == "cuda":
         raise UnsupportedError(
-            f"device {device!r}: this version has no CUDA engine, however it is built; use device='cpu' or 'auto'"
+            "device 'cuda': this build has no CUDA engine; use device='cpu', or rebuild a version that "
+            "has CUDA kernels with `FLEXIDEPTH_CUDA=ON pip install --no-build-isolation --no-deps "
+            "--force-reinstall flexidepth`"
         )
     if kind not in ("auto", "cpu"):
         raise ValueOutOfRangeError(f"device {device!r}: wanted 'auto', 'cpu' or 'cuda'")

@@ -6,15 +6,11 @@ import math
 
 import pytest
 import torch
-from tokenizers import processors
 
 from flexidepth.errors import CheckpointError, ValueOutOfRangeError
-from flexidepth.llm import FlexiDepth
 from flexidepth.routing import RoutingReport, resolve_force_routing, skip_ratio_mask
-from flexidepth_ext.engine import Engine
 
-from ..engine.conftest import weights_of
-from .conftest import BOS, EOS, script
+from .conftest import BOS, script
 
 PROMPT = [5, 60, 7, 99, 12, 31, 8, 77]
 
@@ -23,13 +19,6 @@ def test_chat_template_without_a_double_bos(llm):
     out = llm.generate([{"role": "user", "content": "hi"}], max_new_tokens=1)
     assert llm.tokenizer.decode(out.prompt_ids) == "<s>user\nhi</s><s>assistant\n"
     assert out.prompt_ids.count(BOS) == 2
-    # A tokenizer that begins every text with BOS does not add one to the template's.
-    llm.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", BOS)]
-    )
-    assert llm.tokenizer.encode("a")[0] == BOS
-    again = llm.generate([{"role": "user", "content": "hi"}], max_new_tokens=1)
-    assert again.prompt_ids == out.prompt_ids
 
 
 @pytest.mark.parametrize("bad", [{"role": "user"}, {"content": "x"}])
@@ -65,61 +54,6 @@ def test_a_stream_broken_off_stays_in_the_history(llm):
         next(stream)
     stream.close()
     assert chat.messages[-1] == {"role": "assistant", "content": "a long"}
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_turn_that_fails_leaves_the_history_and_one_that_is_broken_off_stays(
-    llm, monkeypatch, error
-):
-    chat = llm.chat("be brief", max_new_tokens=5)
-    before = list(chat.messages)
-    sample, calls = llm.engine.sample, []
-
-    def fail(*arguments, **named):
-        calls.append(1)
-        if len(calls) > 2:
-            raise error
-        return sample(*arguments, **named)
-
-    monkeypatch.setattr(llm.engine, "sample", fail)
-    with pytest.raises(error):
-        list(chat.stream("hi"))
-    assert len(calls) == 3
-    assert (chat.messages == before) == (error is RuntimeError)
-    if error is KeyboardInterrupt:
-        assert [m["role"] for m in chat.messages] == ["system", "user", "assistant"]
-
-
-def test_a_bad_turn_leaves_the_history_too(llm):
-    chat = llm.chat(max_new_tokens=5)
-    for turn in (chat.send, lambda *a, **k: list(chat.stream(*a, **k))):
-        with pytest.raises(ValueOutOfRangeError, match="max_new_tokens"):
-            turn("hi", max_new_tokens=10**6)
-        assert chat.messages == []
-
-
-def test_a_cache_serves_the_model_that_made_it(llm, model):
-    engine = Engine(model.config, weights_of(model), dtype=torch.float32, max_rows=32)
-    other = FlexiDepth(engine, model.config, llm.tokenizer, routers_trained=True, source="other")
-    cache = llm.new_cache(32)
-    llm.generate(PROMPT, cache=cache, max_new_tokens=2)
-    with other, pytest.raises(ValueOutOfRangeError, match="made by another model"):
-        other.generate(PROMPT, cache=cache, max_new_tokens=2)
-    assert cache.token_ids[:8] == PROMPT
-
-
-def test_a_prefix_computed_under_other_thresholds_is_not_reused(llm):
-    cache = llm.new_cache(32)
-    llm.generate(PROMPT, cache=cache, max_new_tokens=2, skip_threshold=0.5)
-    again = llm.generate(PROMPT, cache=cache, max_new_tokens=2, skip_threshold=0.5)
-    assert again.metrics.cached_tokens == 7
-    other = llm.generate(PROMPT, cache=cache, max_new_tokens=2, skip_threshold=0.9)
-    assert other.metrics.cached_tokens == 0
-
-
-def test_a_cache_of_no_tokens(llm):
-    with pytest.raises(ValueOutOfRangeError, match="0"):
-        llm.new_cache(0)
 
 
 def test_cache_keeps_the_common_prefix_only(llm):
@@ -158,31 +92,6 @@ def test_score_equals_the_reference(llm, model):
     assert both[0].mean_layers_used == 4 and len(both[1].logprobs) == 19
     with pytest.raises(ValueOutOfRangeError, match="1 tokens; wanted 2"):
         llm.score([7])
-
-
-@torch.no_grad()
-def test_score_obeys_thresholds_and_masks_by_position(llm, model):
-    ids = torch.randint(0, 256, (90,), generator=torch.Generator().manual_seed(3)).tolist()
-    strict, lax = (llm.score(ids, skip_threshold=tau) for tau in (0.99, 0.01))
-    assert strict.mean_layers_used < lax.mean_layers_used == 4
-    # More rows than one engine call takes, and no two of them skipped alike.
-    mask = torch.rand(90, 3, generator=torch.Generator().manual_seed(4)) > 0.5
-    table = model(torch.tensor([ids]), force_routing=mask).logits[0].log_softmax(-1)
-    want = table[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-    got = llm.score(ids, force_routing=mask)
-    torch.testing.assert_close(got.logprobs, want, rtol=1e-4, atol=1e-4)
-
-
-def test_an_empty_context_is_the_beginning_of_a_text(llm, monkeypatch):
-    for name, token in (("bos", BOS), ("eos", EOS)):
-        if name == "eos":
-            monkeypatch.setattr(llm.config, "bos_token_id", None)
-        value, _ = llm.loglikelihood("", "the cat")
-        ids = [token, *llm.tokenizer("the cat", add_special_tokens=False)["input_ids"]]
-        assert value == pytest.approx(float(llm.score(ids).logprobs.sum()), rel=1e-5)
-    monkeypatch.setattr(llm.config, "eos_token_id", None)
-    with pytest.raises(ValueOutOfRangeError, match="no BOS or EOS"):
-        llm.loglikelihood("", "the cat")
 
 
 def test_loglikelihood(llm):

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import ValueOutOfRangeError
-
 if TYPE_CHECKING:
-    from flexidepth_ext.engine import Engine, KVCache
+    from flexidepth_ext.engine import KVCache
 
 
 class PromptCache:
     """Keys and values of a token sequence, with the tokens and the routing they were computed under.
 
     Made by `FlexiDepth.new_cache()` and given to `generate(..., cache=...)`, which keeps the longest prefix
-    that the new prompt shares with it. A prefix computed under another routing is not reused, and another
-    model is refused, be it one of the same shape.
+    that the new prompt shares with it. A prefix computed under another routing is not reused.
     """
 
-    def __init__(self, kv: KVCache, engine: Engine) -> None:
+    def __init__(self, kv: KVCache) -> None:
         self.kv = kv
-        self._engine = engine
         self.token_ids: list[int] = []
         self.routing_key = ""
 
@@ -33,14 +29,6 @@ class PromptCache:
     def nbytes(self) -> int:
         """Bytes of memory taken."""
         return self.kv.nbytes
-
-    def check_owner(self, engine: Engine) -> None:
-        """ValueOutOfRangeError unless `engine` made this cache: its keys and values mean nothing to another."""
-        if engine is not self._engine:
-            raise ValueOutOfRangeError(
-                f"generate: the cache ({self.length} tokens) was made by another model; make one with this "
-                "model's new_cache()"
-            )
 
     def clear(self) -> None:
         """Forget everything."""

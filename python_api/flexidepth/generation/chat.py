@@ -40,15 +40,11 @@ class Chat:
         conversation = [*self.messages, {"role": "user", "content": text}]
         out = self.llm.generate(conversation, cache=self.cache, **{**self.arguments, **arguments})
         assert isinstance(out, GenerationOutput)
-        self._add_turn(conversation, out.text)
+        self.messages = [*conversation, {"role": "assistant", "content": out.text}]
         return out
 
     def stream(self, text: str, **arguments: Any) -> Iterator[StreamChunk]:
-        """One turn as a stream.
-
-        An answer that is broken off (the stream closed, Ctrl-C) stays in the history as far as it came; a
-        turn that fails leaves the history as it was.
-        """
+        """One turn as a stream. An answer that is broken off stays in the history as far as it came."""
         conversation = [*self.messages, {"role": "user", "content": text}]
         answer = ""
         try:
@@ -57,12 +53,5 @@ class Chat:
             ):
                 answer += chunk.text
                 yield chunk
-        except Exception:
-            raise
-        except BaseException:
-            self._add_turn(conversation, answer)
-            raise
-        self._add_turn(conversation, answer)
-
-    def _add_turn(self, conversation: list[Message], answer: str) -> None:
-        self.messages = [*conversation, {"role": "assistant", "content": answer}]
+        finally:
+            self.messages = [*conversation, {"role": "assistant", "content": answer}]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UnsupportedError, ValueOutOfRangeError
-
-if TYPE_CHECKING:
-    from ..config import FlexiDepthConfig
 
 Message = dict[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -45,22 +42,6 @@ def to_ids(prompt: Prompt, tokenizer: Any | None, vocab_size: int) -> list[int]:
                 f"generate: token id {token} at position {at}; the vocabulary is 0..{vocab_size - 1}"
             )
     return ids
-
-
-def context_ids(context: str, tokenizer: Any | None, config: FlexiDepthConfig) -> list[int]:
-    """Ids of the text before a continuation; of an empty one the token a text begins with.
-
-    Raises:
-        ValueOutOfRangeError: an empty text and a model with neither BOS nor EOS.
-    """
-    if context and (ids := list(_need(tokenizer, "a text").encode(context))):
-        return ids
-    for token in (config.bos_token_id, config.eos_token_id):
-        if token is not None:
-            return [token if isinstance(token, int) else token[0]]
-    raise ValueOutOfRangeError(
-        "loglikelihood: the context is empty, and the model has no BOS or EOS token to stand for it; give a context"
-    )
 
 
 def chat_ids(messages: list[Message], tokenizer: Any | None) -> list[int]:

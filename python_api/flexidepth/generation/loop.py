@@ -35,7 +35,6 @@ class Sequence:
     twin: Sequence | None = (
         None  # an answer to the same prompt, whose computed prompt this one copies
     )
-    keeps_cache: bool = False  # the caller's cache, which outlives the answer
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -48,12 +47,6 @@ class Sequence:
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
-
-    def release(self) -> None:
-        """Give back the memory of a finished answer's cache, unless it is the caller's."""
-        if not self.keeps_cache:
-            self.cache.kv.release()
-        self.prompt_logits = None
 
     def record(self, step: StepResult, rows: slice) -> None:
         """Keep gates and decisions of this sequence's rows of a step."""
@@ -91,19 +84,15 @@ class Decoder:
 
     def run(self, sequences: list[Sequence]) -> Iterator[TokenEvent]:
         """Yield tokens as they come, sequences interleaved."""
-        numbered = list(enumerate(sequences))
         for begin in range(0, len(sequences), MAX_BATCH):
-            group = numbered[begin : begin + MAX_BATCH]
+            group = list(enumerate(sequences))[begin : begin + MAX_BATCH]
             logits = torch.cat([self.begin(sequence) for _, sequence in group])
             while True:
                 for (index, sequence), token, logprob in zip(
                     group, *self.choose(group, logits), strict=True
                 ):
                     yield self.accept(index, sequence, token, logprob)
-                running = [(i, s) for i, s in group if s.finish_reason is None]
-                if len(running) < len(group):
-                    release_finished(sequences, begin + MAX_BATCH)
-                group = running
+                group = [(i, s) for i, s in group if s.finish_reason is None]
                 if not group:
                     break
                 logits = self.step([sequence for _, sequence in group])
@@ -237,14 +226,6 @@ class Decoder:
         if sequence.finish_reason is not None:
             delta += sequence.stream.finish()
         return TokenEvent(index, token, delta, logprob, sequence.finish_reason)
-
-
-def release_finished(sequences: list[Sequence], begun: int) -> None:
-    """Release the finished ones of the first `begun` sequences, unless a later one will copy their prompt."""
-    wanted = {id(sequence.twin) for sequence in sequences[begun:]}
-    for sequence in sequences[:begun]:
-        if sequence.finish_reason is not None and id(sequence) not in wanted:
-            sequence.release()
 
 
 def sequence_seed(seed: int, which: int) -> int:
