@@ -1,4 +1,4 @@
-"""Chat templates, cache reuse, scoring, routing reports."""
+"""Chat templates, conversations, cache reuse, routing reports."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from flexidepth.errors import CheckpointError, ValueOutOfRangeError
 from flexidepth.routing import RoutingReport, resolve_force_routing, skip_ratio_mask
 
 from .conftest import BOS, script
+from .tokenizers import byte_tokenizer
 
 PROMPT = [5, 60, 7, 99, 12, 31, 8, 77]
 
 
 def test_chat_template_without_a_double_bos(llm):
+    # A tokenizer that adds BOS to every text must not add it to what the template has written.
+    llm.tokenizer = byte_tokenizer(adds_bos=True)
+    assert llm.generate("hi", max_new_tokens=1).prompt_ids[0] == BOS
     out = llm.generate([{"role": "user", "content": "hi"}], max_new_tokens=1)
     assert llm.tokenizer.decode(out.prompt_ids) == "<s>user\nhi</s><s>assistant\n"
     assert out.prompt_ids.count(BOS) == 2
@@ -54,6 +58,70 @@ def test_a_stream_broken_off_stays_in_the_history(llm):
         next(stream)
     stream.close()
     assert chat.messages[-1] == {"role": "assistant", "content": "a long"}
+
+
+def test_ctrl_c_keeps_what_came_and_drops_a_turn_without_a_word(llm):
+    chat = llm.chat(max_new_tokens=30, eos_token_id=-1)
+    forward, count = llm.engine.forward, 0
+
+    def interrupted(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    script(llm, "abcdefgh")
+    llm.engine.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        list(chat.stream("hi"))
+    assert chat.messages[-1] == {"role": "assistant", "content": "ab"}
+    before, count = list(chat.messages), 2
+    with pytest.raises(KeyboardInterrupt):
+        list(chat.stream("again"))
+    assert chat.messages == before
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_turn_that_fails_is_no_turn(llm, at):
+    chat = llm.chat(max_new_tokens=30)
+    script(llm, "fine")
+    list(chat.stream("hi"))
+    before = list(chat.messages)
+    assert before[-1] == {"role": "assistant", "content": "fine"}
+    calls = 0
+
+    def broken(_, scores):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise RuntimeError("no scores")
+        return scores
+
+    script(llm, "a long answer")
+    for turn in (lambda: list(chat.stream("one", logits_processor=[broken])),
+                 lambda: chat.send("one", logits_processor=[broken])):  # fmt: skip
+        calls = 0
+        with pytest.raises(RuntimeError, match="no scores"):
+            turn()
+        assert chat.messages == before
+    with pytest.raises(ValueOutOfRangeError, match="max_new_tokens is 0"):
+        list(chat.stream("one", max_new_tokens=0))
+    assert chat.messages == before
+    script(llm, "")
+    list(chat.stream("no answer is an answer"))
+    assert chat.messages[len(before) :][-1] == {"role": "assistant", "content": ""}
+
+
+def test_a_turn_is_a_text(llm):
+    message = {"role": "user", "content": "hi"}
+    for make in (
+        lambda: llm.chat(message),
+        lambda: llm.chat().send(message),
+        lambda: next(llm.chat().stream(None)),
+    ):
+        with pytest.raises(ValueOutOfRangeError, match="wanted a text; give the content alone"):
+            make()
 
 
 def test_cache_keeps_the_common_prefix_only(llm):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ValueOutOfRangeError
 from .inputs import Message
 from .output import GenerationOutput
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 class Chat:
     """Turns of user and assistant. Each turn computes only what the cache does not hold yet.
 
+    A turn that fails leaves `messages` as they were. An answer that is broken off, by Ctrl-C or by closing its
+    stream, stays as far as it came; when nothing had come yet, there was no turn.
+
     Args:
         llm: the model.
         system: optional system message.
@@ -22,6 +26,8 @@ class Chat:
     """
 
     def __init__(self, llm: FlexiDepth, system: str | None = None, **arguments: Any) -> None:
+        if system is not None:
+            _check_text("the system message", system)
         self.llm = llm
         self.arguments = arguments
         self.cache = llm.new_cache()
@@ -37,21 +43,38 @@ class Chat:
 
     def send(self, text: str, **arguments: Any) -> GenerationOutput:
         """One turn; returns the whole answer."""
-        conversation = [*self.messages, {"role": "user", "content": text}]
+        conversation = self._asked(text)
         out = self.llm.generate(conversation, cache=self.cache, **{**self.arguments, **arguments})
         assert isinstance(out, GenerationOutput)
-        self.messages = [*conversation, {"role": "assistant", "content": out.text}]
+        self._answered(conversation, out.text)
         return out
 
     def stream(self, text: str, **arguments: Any) -> Iterator[StreamChunk]:
-        """One turn as a stream. An answer that is broken off stays in the history as far as it came."""
-        conversation = [*self.messages, {"role": "user", "content": text}]
-        answer = ""
+        """One turn as a stream."""
+        conversation, answer, over = self._asked(text), "", False
         try:
             for chunk in self.llm.stream(
                 conversation, cache=self.cache, **{**self.arguments, **arguments}
             ):
                 answer += chunk.text
+                over = chunk.finish_reason is not None
                 yield chunk
-        finally:
-            self.messages = [*conversation, {"role": "assistant", "content": answer}]
+        except (GeneratorExit, KeyboardInterrupt):
+            if answer or over:
+                self._answered(conversation, answer)
+            raise
+        self._answered(conversation, answer)
+
+    def _asked(self, text: str) -> list[Message]:
+        _check_text("the turn", text)
+        return [*self.messages, {"role": "user", "content": text}]
+
+    def _answered(self, conversation: list[Message], answer: str) -> None:
+        self.messages = [*conversation, {"role": "assistant", "content": answer}]
+
+
+def _check_text(what: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise ValueOutOfRangeError(
+            f"chat: {what} is {text!r}; wanted a text; give the content alone, the role goes without saying"
+        )
