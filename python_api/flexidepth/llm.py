@@ -29,7 +29,7 @@ from .generation.loop import Decoder, TokenEvent, sequence_seed
 from .generation.loop import Sequence as Answer
 from .generation.output import GenerationOutput, make_output
 from .generation.params import GenerationParams, make_params
-from .generation.scoring import Score, score_ids
+from .generation.scoring import Score, context_ids, score_ids
 from .generation.text import TextStream
 from .metrics import available_memory_bytes
 from .routing import ForcedRouting, ForceRouting, resolve_force_routing
@@ -249,9 +249,17 @@ class FlexiDepth:
         return scores if batch else scores[0]
 
     def loglikelihood(self, context: str, continuation: str, **routing: Any) -> tuple[float, bool]:
-        """(sum of log-probabilities of `continuation` after `context`, whether greedy decoding gives it)."""
-        before = to_ids(context, self.tokenizer, self.config.vocab_size)
+        """(sum of log-probabilities of `continuation` after `context`, whether greedy decoding gives it).
+
+        An empty context stands for the beginning of a text: BOS, or EOS where the tokenizer has no BOS.
+        `routing`: skip_threshold, force_routing, routing_seed as for `score`.
+        """
+        before = context_ids(context, self.tokenizer, self.config.vocab_size)
         after = list(self.tokenizer(continuation, add_special_tokens=False)["input_ids"])  # type: ignore[misc]
+        if not after:
+            raise ValueOutOfRangeError(
+                f"loglikelihood: the continuation is {continuation!r}, no token; give at least one"
+            )
         score = self.score(before + after, **routing)
         assert isinstance(score, Score)
         tail = slice(len(before) - 1, None)

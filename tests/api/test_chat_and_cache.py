@@ -146,30 +146,6 @@ def test_one_cache_one_sequence(llm):
         llm.generate(PROMPT, cache=cache, max_new_tokens=20)
 
 
-@torch.no_grad()
-def test_score_equals_the_reference(llm, model):
-    ids = torch.randint(0, 256, (90,)).tolist()
-    table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    want = table[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-    score = llm.score(ids)
-    torch.testing.assert_close(score.logprobs, want, rtol=1e-4, atol=1e-4)
-    assert score.perplexity == pytest.approx(math.exp(-want.mean()), rel=1e-4)
-    assert torch.equal(score.greedy, table[:-1].argmax(-1) == torch.tensor(ids[1:]))
-    assert 1 < score.mean_layers_used < 4
-    both = llm.score([ids, ids[:20]], force_routing="all")
-    assert both[0].mean_layers_used == 4 and len(both[1].logprobs) == 19
-    with pytest.raises(ValueOutOfRangeError, match="1 tokens; wanted 2"):
-        llm.score([7])
-
-
-def test_loglikelihood(llm):
-    whole = llm.score("the cat sat")
-    value, greedy = llm.loglikelihood("the cat", " sat")
-    assert value == pytest.approx(float(whole.logprobs[-4:].sum()), rel=1e-5) and isinstance(
-        greedy, bool
-    )
-
-
 def test_report_and_its_replay(llm):
     out = llm.generate(PROMPT, max_new_tokens=10, eos_token_id=-1, return_routing=True)
     report = out.routing

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedError
 from ..routing import ForcedRouting
+from .inputs import to_ids
 
 if TYPE_CHECKING:
     from flexidepth_ext.engine import Engine
@@ -30,6 +32,20 @@ class Score:
     def perplexity(self) -> float:
         """exp(-mean log-probability)."""
         return float(torch.exp(-self.logprobs.mean()))
+
+
+def context_ids(context: str, tokenizer: Any | None, vocab_size: int) -> list[int]:
+    """Ids of what comes before a scored text. Before its beginning stands BOS, or EOS where the tokenizer has
+    no BOS, as in lm-eval."""
+    if context or tokenizer is None:
+        return to_ids(context, tokenizer, vocab_size)
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if start is None:
+        raise UnsupportedError(
+            "loglikelihood: the context is empty and this tokenizer has neither BOS nor EOS to stand for the "
+            "beginning of a text; give a context"
+        )
+    return to_ids([start], None, vocab_size)
 
 
 def score_ids(
