@@ -22,7 +22,7 @@ from .errors import (
     UnsupportedError,
     ValueOutOfRangeError,
 )
-from .generation.cache import PromptCache
+from .generation.cache import PromptCache, check_cache
 from .generation.chat import Chat
 from .generation.inputs import Prompt, is_batch, to_ids
 from .generation.loop import Decoder, TokenEvent, sequence_seed
@@ -268,7 +268,7 @@ class FlexiDepth:
     def new_cache(self, max_length: int | None = None) -> PromptCache:
         """An empty cache to hand to `generate(cache=...)`; memory is taken as tokens arrive."""
         self._check_open()
-        return PromptCache(self.engine.new_cache(max_length or self.max_length))
+        return PromptCache(self.engine.new_cache(max_length or self.max_length), self.engine)
 
     def close(self) -> None:
         """Give the model's memory back at once. Calling it twice is fine."""
@@ -328,10 +328,8 @@ class FlexiDepth:
         routing: ForcedRouting,
         cache: PromptCache | None,
     ) -> list[Answer]:
-        if cache is not None and len(prompts) * params.num_return_sequences > 1:
-            raise ValueOutOfRangeError(
-                "generate: a cache holds one sequence; give one prompt and one answer with it"
-            )
+        if cache is not None:
+            check_cache(cache, self.engine, len(prompts) * params.num_return_sequences)
         eos = params.eos_token_id if params.eos_token_id is not None else self.config.eos_token_id
         stops = frozenset([eos] if isinstance(eos, int) else (eos or ()))
         answers = []
@@ -349,7 +347,7 @@ class FlexiDepth:
             twin: Answer | None = None
             for which in range(params.num_return_sequences):
                 own = cache or PromptCache(
-                    self.engine.new_cache(len(ids) + params.max_new_tokens - 1)
+                    self.engine.new_cache(len(ids) + params.max_new_tokens - 1), self.engine
                 )
                 kept = own.keep_prefix(ids, routing.key)
                 stream = TextStream(self.tokenizer, params.stop_strings, params.skip_special_tokens)

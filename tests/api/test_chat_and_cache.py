@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from flexidepth.errors import CheckpointError, ValueOutOfRangeError
+from flexidepth.llm import FlexiDepth
 from flexidepth.routing import RoutingReport, resolve_force_routing, skip_ratio_mask
+from flexidepth_ext.engine import Engine
 
+from ..engine.conftest import weights_of
 from .conftest import BOS, script
 from .tokenizers import byte_tokenizer
 
@@ -122,6 +125,39 @@ def test_a_turn_is_a_text(llm):
     ):
         with pytest.raises(ValueOutOfRangeError, match="wanted a text; give the content alone"):
             make()
+
+
+def test_another_model_s_cache_is_refused(llm, model):
+    cache = llm.new_cache()
+    llm.generate(PROMPT, cache=cache, max_new_tokens=2)
+    held = cache.length
+    with FlexiDepth(
+        Engine(model.config, weights_of(model), dtype=torch.float32), model.config, byte_tokenizer(),
+        routers_trained=True, source="other",
+    ) as other:  # fmt: skip
+        for call in (other.generate, lambda *a, **k: next(other.stream(*a, **k))):
+            with pytest.raises(
+                ValueOutOfRangeError, match=rf"with {held} tokens\) was made by another model"
+            ):
+                call(PROMPT, cache=cache)
+    assert cache.length == held
+    assert llm.generate(PROMPT, cache=cache, max_new_tokens=2).metrics.cached_tokens == 7
+
+
+def test_a_cache_is_reused_under_the_same_thresholds_only(llm):
+    cache = llm.new_cache()
+    for thresholds, cached in (
+        (0.9, 0),
+        (0.9, 7),
+        (0.1, 0),
+        ([0.1, 0.1, 0.1], 7),
+        ([0.1, 0.1, 0.9], 0),
+        (None, 0),
+    ):
+        out = llm.generate(PROMPT, cache=cache, max_new_tokens=6, skip_threshold=thresholds)
+        assert out.metrics.cached_tokens == cached
+        fresh = llm.generate(PROMPT, max_new_tokens=6, skip_threshold=thresholds)
+        assert out.token_ids == fresh.token_ids
 
 
 def test_cache_keeps_the_common_prefix_only(llm):
