@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,35 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import as_number, seed_number, whole_number
 from .checkpoints import open_checkpoint
 from .checkpoints.default_model import Notify
 from .config import FlexiDepthConfig, check_thresholds
-from .errors import (
-    EngineBusyError,
-    EngineClosedError,
-    OutOfMemoryError,
-    UnsupportedError,
-    ValueOutOfRangeError,
-)
-from .generation.cache import PromptCache, check_cache
+from .errors import EngineBusyError, EngineClosedError, ValueOutOfRangeError
+from .generation.answers import make_answers
+from .generation.cache import PromptCache
 from .generation.chat import Chat
 from .generation.inputs import Prompt, is_batch, to_ids
-from .generation.loop import Decoder, TokenEvent, sequence_seed
+from .generation.loop import Decoder, TokenEvent
 from .generation.loop import Sequence as Answer
 from .generation.output import GenerationOutput, make_output
 from .generation.params import GenerationParams, make_params
 from .generation.scoring import Score, context_ids, score_ids
-from .generation.text import TextStream
-from .metrics import available_memory_bytes
+from .loading import Progress, check_device, load_engine, resolve_dtype, resolve_max_length
 from .routing import ForcedRouting, ForceRouting, resolve_force_routing
-
-_DTYPES = {
-    "auto": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp32": torch.float32,
-    "float32": torch.float32,
-}
 
 
 @dataclass(frozen=True)
@@ -78,9 +65,7 @@ class FlexiDepth:
         self.tokenizer = tokenizer
         self.routers_trained = routers_trained
         self.source = source
-        self.max_length = min(
-            max_length or config.max_position_embeddings, config.max_position_embeddings
-        )
+        self.max_length = resolve_max_length(max_length, config)
         self._lock = threading.Lock()
 
     @classmethod
@@ -97,7 +82,7 @@ class FlexiDepth:
         prefer_hub: bool = False,
         strict_router: bool = False,
         notify: Notify | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> FlexiDepth:
         """Load a model.
 
@@ -115,27 +100,25 @@ class FlexiDepth:
             progress: called with (tensors loaded, tensors in all).
 
         Raises:
+            ValueOutOfRangeError: a device, num_threads, max_length or seed out of range.
             CheckpointError, DownloadError, UnsupportedError, OutOfMemoryError.
         """
-        from flexidepth_ext.engine import Engine
-
-        _check_device(device)
-        wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if wanted not in (torch.bfloat16, torch.float32):
-            raise UnsupportedError(f"dtype {dtype!r}: the CPU engine takes {', '.join(_DTYPES)}")
+        # What can be refused at once is, before anything is fetched or read.
+        check_device(device)
+        wanted = resolve_dtype(dtype)
+        if num_threads is not None:
+            num_threads = whole_number("model: num_threads", num_threads, 1)
+        seed = seed_number("model: seed", seed)
         checkpoint = open_checkpoint(
             model, routing=routing, seed=seed, prefer_hub=prefer_hub, notify=notify
         )
-        _check_memory(checkpoint.nbytes_estimate(wanted))
-        tensors = checkpoint.tensors()
-        if progress is not None:
-            tensors = _with_progress(tensors, checkpoint.config, progress)
-        engine = Engine(
-            checkpoint.config,
-            tensors,
-            dtype=wanted,
+        max_length = resolve_max_length(max_length, checkpoint.config)
+        engine = load_engine(
+            checkpoint,
+            wanted,
             num_threads=num_threads,
             strict_router=strict_router,
+            progress=progress,
         )
         return cls(
             engine,
@@ -236,7 +219,8 @@ class FlexiDepth:
         """Log-probabilities of the tokens of a text, or of a list of texts (two tokens or more each)."""
         batch = is_batch(texts)
         with self._exclusive():
-            routing = resolve_force_routing(force_routing, self.config, routing_seed)
+            seed = seed_number("score: routing_seed", routing_seed)
+            routing = resolve_force_routing(force_routing, self.config, seed)
             thresholds = self._thresholds(skip_threshold)
             scores = []
             for text in list(texts) if batch else [texts]:
@@ -268,7 +252,10 @@ class FlexiDepth:
     def new_cache(self, max_length: int | None = None) -> PromptCache:
         """An empty cache to hand to `generate(cache=...)`; memory is taken as tokens arrive."""
         self._check_open()
-        return PromptCache(self.engine.new_cache(max_length or self.max_length), self.engine)
+        most = (
+            self.max_length if max_length is None else resolve_max_length(max_length, self.config)
+        )
+        return PromptCache(self.engine.new_cache(most), self.engine)
 
     def close(self) -> None:
         """Give the model's memory back at once. Calling it twice is fine."""
@@ -297,12 +284,21 @@ class FlexiDepth:
         if self.engine.closed:
             raise EngineClosedError("model: used after close(); load it again with from_pretrained")
 
-    def _thresholds(self, value: float | Sequence[float] | None) -> Tensor | None:
+    def _thresholds(self, value: Any) -> Tensor | None:
         if value is None:
             return None
         num = self.config.num_routed_layers
+        one = as_number(value)
+        several = not isinstance(value, (str, bytes)) and isinstance(value, Iterable)
+        if one is None and not several:
+            raise ValueOutOfRangeError(
+                f"skip_threshold: {value!r}; wanted a number in [0, 1] or {num} of them, one for each routed layer"
+            )
+        # What is no number goes on as it is, for the check to name it.
         values = (
-            [float(value)] * num if isinstance(value, (int, float)) else [float(v) for v in value]
+            [one] * num
+            if one is not None
+            else [v if (n := as_number(v)) is None else n for v in value]
         )
         check_thresholds(values, num)
         return torch.tensor(values, dtype=torch.float32)
@@ -316,7 +312,9 @@ class FlexiDepth:
     ) -> tuple[ForcedRouting, Tensor | None]:
         seed = params.seed if routing_seed is None else routing_seed
         thresholds = self._thresholds(threshold)
-        routing = resolve_force_routing(force, self.config, seed or 0)
+        routing = resolve_force_routing(
+            force, self.config, seed_number("generate: routing_seed", seed)
+        )
         if thresholds is not None and force is None:
             routing = ForcedRouting("router", routing.num_routed, f"router{thresholds.tolist()}")
         return routing, thresholds
@@ -328,33 +326,16 @@ class FlexiDepth:
         routing: ForcedRouting,
         cache: PromptCache | None,
     ) -> list[Answer]:
-        if cache is not None:
-            check_cache(cache, self.engine, len(prompts) * params.num_return_sequences)
-        eos = params.eos_token_id if params.eos_token_id is not None else self.config.eos_token_id
-        stops = frozenset([eos] if isinstance(eos, int) else (eos or ()))
-        answers = []
-        for prompt in prompts:
-            ids = to_ids(prompt, self.tokenizer, self.config.vocab_size)
-            limit = (
-                min(self.max_length, cache.kv.max_length) if cache is not None else self.max_length
-            )
-            # The last token is chosen, not computed, so it needs no place in the cache.
-            if len(ids) + params.max_new_tokens - 1 > limit:
-                raise ValueOutOfRangeError(
-                    f"generate: {len(ids)} prompt tokens + {params.max_new_tokens} new ones do not fit {limit} "
-                    "positions; shorten the prompt, lower max_new_tokens or raise max_length"
-                )
-            twin: Answer | None = None
-            for which in range(params.num_return_sequences):
-                own = cache or PromptCache(
-                    self.engine.new_cache(len(ids) + params.max_new_tokens - 1), self.engine
-                )
-                kept = own.keep_prefix(ids, routing.key)
-                stream = TextStream(self.tokenizer, params.stop_strings, params.skip_special_tokens)
-                seed = sequence_seed(params.seed or 0, which)
-                answers.append(Answer(ids, own, stream, stops, seed, cached_tokens=kept, twin=twin))
-                twin = twin or answers[-1]
-        return answers
+        return make_answers(
+            prompts,
+            params,
+            engine=self.engine,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            routing_key=routing.key,
+            cache=cache,
+        )
 
     def _output(
         self, answer: Answer, params: GenerationParams, routing: ForcedRouting, with_routing: bool
@@ -368,37 +349,3 @@ class FlexiDepth:
             with_logprobs=params.logprobs is not None,
             seed=params.seed or 0,
         )
-
-
-def _check_device(device: str) -> None:
-    kind = device.split(":")[0]
-    if kind == "cuda":
-        raise UnsupportedError(
-            "device 'cuda': this build has no CUDA engine; use device='cpu', or rebuild a version that "
-            "has CUDA kernels with `FLEXIDEPTH_CUDA=ON pip install --no-build-isolation --no-deps "
-            "--force-reinstall flexidepth`"
-        )
-    if kind not in ("auto", "cpu"):
-        raise ValueOutOfRangeError(f"device {device!r}: wanted 'auto', 'cpu' or 'cuda'")
-
-
-def _check_memory(weights: int) -> None:
-    available = available_memory_bytes()
-    if available is not None and weights > available:
-        raise OutOfMemoryError(
-            f"model: its weights need {weights / 1e9:.2f} GB, {available / 1e9:.2f} GB of memory are available; close "
-            "other programs or use dtype='bfloat16'"
-        )
-
-
-def _with_progress(
-    tensors: Iterator[tuple[str, Tensor]],
-    config: FlexiDepthConfig,
-    progress: Callable[[int, int], None],
-) -> Iterator[tuple[str, Tensor]]:
-    from .checkpoints.checkpoint import expected_shapes
-
-    total = len(expected_shapes(config))
-    for done, item in enumerate(tensors, start=1):
-        yield item
-        progress(done, total)

@@ -222,12 +222,3 @@ def test_close(llm):
     ):
         with pytest.raises(EngineClosedError, match="close"):
             call()
-
-
-def test_device_and_dtype():
-    with pytest.raises(UnsupportedError, match="FLEXIDEPTH_CUDA=ON"):
-        FlexiDepth.from_pretrained("anything", device="cuda")
-    with pytest.raises(ValueOutOfRangeError, match="device 'tpu'"):
-        FlexiDepth.from_pretrained("anything", device="tpu")
-    with pytest.raises(UnsupportedError, match="dtype 'int3'"):
-        FlexiDepth.from_pretrained("anything", dtype="int3")

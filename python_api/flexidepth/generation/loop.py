@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..errors import ShapeError
 from ..routing import ForcedRouting
 from .cache import PromptCache
 from .params import GenerationParams
@@ -166,7 +167,8 @@ class Decoder:
         tokens, logprobs = self.engine.sample(
             logits,
             temperature=params.effective_temperature,
-            top_k=params.top_k,
+            # More than the vocabulary keeps all of it, and the engine counts in 64 bits.
+            top_k=min(params.top_k, self.engine.vocab_size),
             top_p=params.top_p,
             min_p=params.min_p,
             seeds=torch.tensor([s.seed for _, s in group], dtype=torch.int64),
@@ -193,15 +195,15 @@ class Decoder:
             values = scores[0, seen]
             scores[0, seen] = torch.where(values < 0, values * penalty, values / penalty)
         for processor in self.params.logits_processor:
-            scores = processor(ids, scores)
+            scores = _checked_scores(processor, processor(ids, scores), scores)
         return scores
 
     def check_criteria(self, sequence: Sequence, token: int, scores: Tensor) -> None:
         """Ask the caller's stopping criteria about the sequence with its new token."""
         ids = torch.tensor([[*sequence.prompt, *sequence.tokens, token]], dtype=torch.int64)
-        if any(
-            bool(torch.as_tensor(stop(ids, scores)).all()) for stop in self.params.stopping_criteria
-        ):
+        verdicts = [stop(ids, scores) for stop in self.params.stopping_criteria]
+        # A criterion that returns nothing does not stop.
+        if any(v is not None and bool(torch.as_tensor(v).all()) for v in verdicts):
             sequence.finish_reason = "stopped"
 
     def accept(self, index: int, sequence: Sequence, token: int, logprob: float) -> TokenEvent:
@@ -226,6 +228,17 @@ class Decoder:
         if sequence.finish_reason is not None:
             delta += sequence.stream.finish()
         return TokenEvent(index, token, delta, logprob, sequence.finish_reason)
+
+
+def _checked_scores(processor: Any, result: Any, scores: Tensor) -> Tensor:
+    """What a logits processor returned, if it is scores in the shape that it was given."""
+    if isinstance(result, Tensor) and result.shape == scores.shape:
+        return result
+    got = list(result.shape) if isinstance(result, Tensor) else repr(result)
+    raise ShapeError(
+        f"generate: logits_processor {getattr(processor, '__name__', processor)!r} returned {got}; wanted "
+        f"scores {list(scores.shape)}; return the changed scores"
+    )
 
 
 def sequence_seed(seed: int, which: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import UnsupportedError
 from .detokenizer import Detokenizer
 
 
@@ -22,6 +23,11 @@ class TextStream:
         self.stopped = False
         self._held = ""
         self._stops = tuple(stop_strings)
+        if self._stops and tokenizer is None:
+            raise UnsupportedError(
+                f"generate: stop_strings is {self._stops!r}, but this model came without a tokenizer and its "
+                "answers have no text; use eos_token_id or stopping_criteria"
+            )
         self._detokenizer = (
             None
             if tokenizer is None

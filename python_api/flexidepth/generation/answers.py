@@ -1,0 +1,74 @@
+"""From prompts to the sequences that the decoder loop runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Listed
+from typing import TYPE_CHECKING, Any
+
+from ..config import FlexiDepthConfig
+from ..errors import ValueOutOfRangeError
+from .cache import PromptCache, check_cache
+from .inputs import to_ids
+from .loop import Sequence, sequence_seed
+from .params import GenerationParams
+from .text import TextStream
+
+if TYPE_CHECKING:
+    from flexidepth_ext.engine import Engine
+
+
+def make_answers(
+    prompts: Listed[Any],
+    params: GenerationParams,
+    *,
+    engine: Engine,
+    config: FlexiDepthConfig,
+    tokenizer: Any | None,
+    max_length: int,
+    routing_key: str,
+    cache: PromptCache | None,
+) -> list[Sequence]:
+    """One sequence for each answer, answers of one prompt together; nothing is computed yet.
+
+    Raises:
+        ValueOutOfRangeError, ShapeError, UnsupportedError: a prompt, a cache or a parameter that does not
+            fit the model; what the cache holds stays as it was.
+    """
+    params.check_vocabulary(config.vocab_size)
+    count = params.num_return_sequences
+    if cache is not None:
+        check_cache(cache, engine, len(prompts) * count)
+        max_length = min(max_length, cache.kv.max_length)
+    # The last token is chosen, not computed, so it needs no place in the cache.
+    more = params.max_new_tokens - 1
+    listed = [to_ids(prompt, tokenizer, config.vocab_size) for prompt in prompts]
+    for ids in listed:
+        if len(ids) + more > max_length:
+            raise ValueOutOfRangeError(
+                f"generate: {len(ids)} prompt tokens + {params.max_new_tokens} new ones do not fit {max_length} "
+                "positions; shorten the prompt, lower max_new_tokens or raise max_length"
+            )
+    stops = _end_tokens(params, config)
+    answers: list[Sequence] = []
+    for ids in listed:
+        first: Sequence | None = None
+        for which in range(count):
+            stream = TextStream(tokenizer, params.stop_strings, params.skip_special_tokens)
+            own = cache or PromptCache(engine.new_cache(len(ids) + more), engine)
+            answer = Sequence(
+                ids,
+                own,
+                stream,
+                stops,
+                sequence_seed(params.seed or 0, which),
+                cached_tokens=own.keep_prefix(ids, routing_key),
+                twin=first,
+            )
+            first = first or answer
+            answers.append(answer)
+    return answers
+
+
+def _end_tokens(params: GenerationParams, config: FlexiDepthConfig) -> frozenset[int]:
+    eos = config.eos_token_id if params.eos_token_id is None else params.eos_token_id
+    return frozenset([eos] if isinstance(eos, int) else (eos or ()))

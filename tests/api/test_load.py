@@ -1,0 +1,68 @@
+"""from_pretrained(): what its arguments do, and which of them are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from flexidepth.errors import UnsupportedError, ValueOutOfRangeError
+from flexidepth.llm import FlexiDepth
+from flexidepth_ext import rebuild_command
+
+from ..checkpoints.tiny import save_base
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "llama"
+    save_base(path)
+    return path
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_num_threads(folder, threads):
+    with FlexiDepth.from_pretrained(folder, num_threads=threads) as llm:
+        assert llm.engine.num_threads == threads
+
+
+def test_progress_counts_every_tensor(folder):
+    seen = []
+    with FlexiDepth.from_pretrained(folder, progress=lambda *a: seen.append(a)) as llm:
+        total = len(seen)
+        assert seen == [(i, total) for i in range(1, total + 1)] and total > 36
+        assert llm.generate([1], max_new_tokens=1).token_ids
+
+
+def test_max_length(folder):
+    with FlexiDepth.from_pretrained(folder, max_length=20) as llm:
+        assert llm.max_length == llm.new_cache().kv.max_length == 20
+        with pytest.raises(ValueOutOfRangeError, match="do not fit 20 positions"):
+            llm.generate([1] * 10, max_new_tokens=12)
+    with FlexiDepth.from_pretrained(folder) as llm:
+        assert llm.max_length == 128
+
+
+@pytest.mark.parametrize("bad", [0, -5, 10**6, 8.0, "8"])
+def test_bad_max_length(folder, bad):
+    with pytest.raises(ValueOutOfRangeError, match=r"max_length is .*, 1 to 128, the model's"):
+        FlexiDepth.from_pretrained(folder, max_length=bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_threads", "2"), ("num_threads", 2.0), ("num_threads", 0), ("seed", "x"), ("seed", 1.0)],
+)
+def test_numbers_are_refused_before_anything_is_read(name, value):
+    with pytest.raises(ValueOutOfRangeError, match=f"{name} is .*; wanted a whole number"):
+        FlexiDepth.from_pretrained("no/such/model", **{name: value})
+
+
+def test_device_and_dtype():
+    with pytest.raises(UnsupportedError, match=r"no CUDA engine yet.* use device='cpu'") as caught:
+        FlexiDepth.from_pretrained("anything", device="cuda:0")
+    assert f"`FLEXIDEPTH_CUDA=ON {rebuild_command()}`" in str(caught.value)
+    for device in ("tpu", 3, None):
+        with pytest.raises(ValueOutOfRangeError, match=f"device {device!r}: wanted 'auto'"):
+            FlexiDepth.from_pretrained("anything", device=device)
+    for dtype in ("int3", 3, None):
+        with pytest.raises(UnsupportedError, match=f"dtype {dtype!r}: the CPU engine takes"):
+            FlexiDepth.from_pretrained("anything", dtype=dtype)
