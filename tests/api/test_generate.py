@@ -7,6 +7,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from flexidepth.errors import EngineClosedError, ShapeError, UnsupportedError, ValueOutOfRangeError
+from flexidepth.generation.loop import sequence_seed
 from flexidepth.llm import FlexiDepth
 
 from .conftest import EOS, VOCAB
@@ -68,6 +69,48 @@ def test_seeds_and_returned_sequences(llm):
         assert len(out.routing.tokens) == len(PROMPT) + len(out.token_ids) - 1
     random = llm.generate(PROMPT, **settings)
     assert llm.generate(PROMPT, seed=random.seed, **settings).token_ids == random.token_ids
+
+
+def test_more_answers_than_go_in_one_batch(llm):
+    # The ninth and tenth copy a prompt whose first answer is there already.
+    settings = {"max_new_tokens": 7, "temperature": 1.0, "eos_token_id": -1}
+    several = llm.generate(PROMPT, seed=1, num_return_sequences=10, **settings)
+    for which, out in enumerate(several):
+        seed = sequence_seed(1, which)
+        assert llm.generate(PROMPT, seed=seed, **settings).token_ids == out.token_ids
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count", "most"),
+    # One group of sequences at a time; with several answers also the prompt that is still to be copied.
+    [(20, 1, 8), (3, 3, 9), (2, 10, 9)],
+)
+def test_a_batch_holds_no_more_caches_than_it_works_on(llm, monkeypatch, prompts, count, most):
+    made, peaks = [], []
+    new_cache, forward = llm.engine.new_cache, llm.engine.forward
+    monkeypatch.setattr(
+        llm.engine, "new_cache", lambda n: made.append(new_cache(n)) or made[-1], raising=False
+    )
+
+    def watched(*args, **kwargs):
+        result = forward(*args, **kwargs)
+        peaks.append(sum(kv.nbytes > 0 for kv in made))
+        return result
+
+    monkeypatch.setattr(llm.engine, "forward", watched)
+    asked = [[i + 1, *PROMPT] for i in range(prompts)]
+    settings = {"max_new_tokens": 4, "eos_token_id": -1, "temperature": 1.0, "seed": 3}
+    outputs = llm.generate(asked, num_return_sequences=count, **settings)
+    assert len(made) == prompts * count and max(peaks) <= most
+    assert all(kv.nbytes == 0 for kv in made)
+    for prompt, out in zip(asked, outputs[::count], strict=True):
+        assert llm.generate(prompt, **settings).token_ids == out.token_ids
+
+
+def test_a_given_cache_stays_filled(llm):
+    cache = llm.new_cache()
+    llm.generate(PROMPT, cache=cache, max_new_tokens=3, eos_token_id=-1)
+    assert cache.length == len(PROMPT) + 2 and cache.nbytes > 0
 
 
 def test_do_sample_follows_temperature(llm):

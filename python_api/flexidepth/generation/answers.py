@@ -62,7 +62,9 @@ def make_answers(
                 stops,
                 sequence_seed(params.seed or 0, which),
                 cached_tokens=own.keep_prefix(ids, routing_key),
+                keeps_cache=cache is not None,
                 twin=first,
+                copies_due=0 if first else count - 1,
             )
             first = first or answer
             answers.append(answer)

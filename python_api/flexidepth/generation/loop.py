@@ -33,9 +33,10 @@ class Sequence:
     eos: frozenset[int]
     seed: int
     cached_tokens: int = 0
-    twin: Sequence | None = (
-        None  # an answer to the same prompt, whose computed prompt this one copies
-    )
+    keeps_cache: bool = False  # the cache is the caller's, who goes on with it
+    # An answer to the same prompt, whose computed prompt this one copies.
+    twin: Sequence | None = None
+    copies_due: int = 0  # answers that have yet to copy this one's prompt
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -92,7 +93,9 @@ class Decoder:
                 for (index, sequence), token, logprob in zip(
                     group, *self.choose(group, logits), strict=True
                 ):
-                    yield self.accept(index, sequence, token, logprob)
+                    event = self.accept(index, sequence, token, logprob)
+                    self.release(sequence)
+                    yield event
                 group = [(i, s) for i, s in group if s.finish_reason is None]
                 if not group:
                     break
@@ -102,20 +105,31 @@ class Decoder:
         """Logits [1, vocab] of the prompt's end, computed or taken over from the twin."""
         twin = sequence.twin
         if twin is None:
-            sequence.prompt_logits = self.prefill(sequence)
-        else:
-            assert twin.prompt_logits is not None
-            sequence.started = time.perf_counter()
-            sequence.cache.kv.copy_from(twin.cache.kv)
-            sequence.cache.kv.truncate(len(sequence.prompt))
-            sequence.cache.token_ids = list(sequence.prompt)
-            sequence.gates, sequence.ran = (
-                twin.gates[: twin.prompt_chunks],
-                twin.ran[: twin.prompt_chunks],
-            )
-            sequence.prefill_s, sequence.prompt_chunks = twin.prefill_s, twin.prompt_chunks
-            sequence.prompt_logits = twin.prompt_logits
-        return sequence.prompt_logits.clone()
+            logits = self.prefill(sequence)
+            if sequence.copies_due:
+                sequence.prompt_logits = logits
+            return logits
+        assert twin.prompt_logits is not None
+        logits = twin.prompt_logits
+        sequence.started = time.perf_counter()
+        sequence.cache.kv.copy_from(twin.cache.kv)
+        # A twin of an earlier group holds its answer too.
+        sequence.cache.kv.truncate(len(sequence.prompt))
+        sequence.cache.token_ids = list(sequence.prompt)
+        chunks = twin.prompt_chunks
+        sequence.gates, sequence.ran = twin.gates[:chunks], twin.ran[:chunks]
+        sequence.prefill_s, sequence.prompt_chunks = twin.prefill_s, chunks
+        twin.copies_due -= 1
+        self.release(twin)
+        return logits
+
+    def release(self, sequence: Sequence) -> None:
+        """Give the memory of a finished sequence back, once nobody needs it any more."""
+        if sequence.finish_reason is None or sequence.copies_due:
+            return
+        sequence.prompt_logits = None
+        if not sequence.keeps_cache:
+            sequence.cache.clear()
 
     def prefill(self, sequence: Sequence) -> Tensor:
         """Compute the part of the prompt that the cache lacks; returns logits [1, vocab] of its end."""
