@@ -22,7 +22,7 @@ Threads = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: those available.")
 ]
 DType = Annotated[str, typer.Option("--dtype", help="auto (bfloat16), bfloat16 or float32.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option("--device", help="auto or cpu (there is no CUDA engine yet).")]
 MaxLength = Annotated[
     int | None,
     typer.Option(
