@@ -113,6 +113,9 @@ class FlexiDepth:
             model, routing=routing, seed=seed, prefer_hub=prefer_hub, notify=notify
         )
         max_length = resolve_max_length(max_length, checkpoint.config)
+        tokenizer = (
+            checkpoint.tokenizer()
+        )  # before the weights: reading it can fail, and it is small
         engine = load_engine(
             checkpoint,
             wanted,
@@ -123,7 +126,7 @@ class FlexiDepth:
         return cls(
             engine,
             checkpoint.config,
-            checkpoint.tokenizer(),
+            tokenizer,
             routers_trained=checkpoint.routers_trained,
             source=checkpoint.source,
             max_length=max_length,

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from flexidepth.errors import UnsupportedError, ValueOutOfRangeError
+from flexidepth.errors import (
+    ModelNotFoundError,
+    OutOfMemoryError,
+    UnsupportedError,
+    ValueOutOfRangeError,
+)
 from flexidepth.llm import FlexiDepth
 from flexidepth_ext import rebuild_command
 
@@ -30,6 +36,42 @@ def test_progress_counts_every_tensor(folder):
         total = len(seen)
         assert seen == [(i, total) for i in range(1, total + 1)] and total > 36
         assert llm.generate([1], max_new_tokens=1).token_ids
+
+
+def test_strict_router_and_seed_reach_the_engine(folder):
+    def gates(**arguments):
+        with FlexiDepth.from_pretrained(folder, dtype="float32", **arguments) as llm:
+            out = llm.generate([1, 2, 3], max_new_tokens=4, eos_token_id=-1, return_routing=True)
+            return out.routing.gates
+
+    exact, folded = gates(strict_router=True), gates()
+    torch.testing.assert_close(exact, folded, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(exact, folded)  # the same maths in another order
+    assert torch.equal(gates(seed=0), folded) and not torch.equal(gates(seed=1), folded)
+
+
+def test_routing_and_prefer_hub_reach_the_checkpoint(folder, monkeypatch):
+    with FlexiDepth.from_pretrained(folder, routing={"routing_layers": [1]}) as llm:
+        assert list(llm.config.routing_layers) == [1]
+    seen = []
+
+    def opened(name, **arguments):
+        seen.append(arguments["prefer_hub"])
+        raise ModelNotFoundError("enough")
+
+    monkeypatch.setattr("flexidepth.llm.open_checkpoint", opened)
+    for prefer_hub in (True, False):
+        with pytest.raises(ModelNotFoundError, match="enough"):
+            FlexiDepth.from_pretrained(folder, prefer_hub=prefer_hub)
+    assert seen == [True, False]
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(folder, monkeypatch):
+    monkeypatch.setattr("flexidepth.loading.available_memory_bytes", lambda: 10_000)
+    with pytest.raises(OutOfMemoryError, match=r"0\.00 GB of memory are available; close"):
+        FlexiDepth.from_pretrained(folder)
+    monkeypatch.setattr("flexidepth.loading.available_memory_bytes", lambda: None)
+    FlexiDepth.from_pretrained(folder).close()
 
 
 def test_max_length(folder):

@@ -10,11 +10,13 @@ import gguf
 import pytest
 from transformers import AutoTokenizer
 
+from flexidepth import FlexiDepth
+from flexidepth.checkpoints import convert
 from flexidepth.checkpoints.directory import directory_tokenizer
 from flexidepth.checkpoints.gguf_header import read_header
 from flexidepth.checkpoints.gguf_tokenizer import gguf_tokenizer
 from flexidepth.errors import CheckpointError, UnsupportedError
-from tests.checkpoints.tiny import SIZES, TEMPLATE, add_tokenizer
+from tests.checkpoints.tiny import SIZES, TEMPLATE, add_tokenizer, base_model, save_base, write_gguf
 
 PRES = ["smollm", "qwen2", "llama-bpe"]
 TEXTS = [
@@ -200,6 +202,45 @@ def test_an_unknown_pre_tokenizer_is_named(tmp_path: Path, pre: str) -> None:
         UnsupportedError, match=f"'{pre}' is not implemented; .*smollm, qwen2, llama-bpe"
     ):
         tokenizer(tmp_path, pre)
+
+
+@pytest.mark.parametrize(("model", "pre"), [("gpt2", "deepseek-llm"), ("t5", "default")])
+def test_a_model_with_an_unknown_tokenizer_takes_token_ids(
+    tmp_path: Path, model: str, pre: str
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", base_model(), tokenizer=model, pre=pre)
+    said: list[str] = []
+    with FlexiDepth.from_pretrained(path, num_threads=1, notify=said.append) as llm:
+        assert llm.tokenizer is None
+        assert len(llm.generate([1, 264], max_new_tokens=2).token_ids) == 2
+        with pytest.raises(UnsupportedError, match="came without a tokenizer; pass token ids"):
+            llm.generate("hello")
+    (note,) = said
+    assert f"{path}: tokenizer '{model}' with pre-tokenizer '{pre}' is not implemented" in note
+    assert note.endswith("loaded without a tokenizer: give token ids")
+    with pytest.warns(UserWarning, match="loaded without a tokenizer"):
+        out = convert(path, tmp_path / "out")  # nobody to notify
+    assert not list(out.glob("tokenizer*"))
+
+
+@pytest.mark.parametrize("kind", ["gguf", "directory"])
+def test_a_damaged_tokenizer_is_found_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / "model"
+    if kind == "gguf":
+        write_gguf(path, base_model())
+        path.write_bytes(path.read_bytes().replace(b"he ll", b"he zz"))
+    else:
+        save_base(path)
+        (path / "tokenizer.json").write_text("{")
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("flexidepth_ext.engine.Engine", load)
+    with pytest.raises(CheckpointError, match=r"merges do not fit|tokenizer cannot be read"):
+        FlexiDepth.from_pretrained(path)
 
 
 def test_merges_outside_the_vocabulary(tmp_path: Path) -> None:

@@ -49,6 +49,17 @@ def test_routing_and_tokenizer(model: str, run: Command, tmp_path: Path) -> None
     assert facts(run, tmp_path / "bare")["tokenizer"] is None
 
 
+def test_memory_is_what_the_engine_takes(model: str, run: Command) -> None:
+    memory = facts(run, model)["memory"]
+    for dtype in ("bfloat16", "float32"):
+        with FlexiDepth.from_pretrained(model, dtype=dtype, num_threads=1) as llm:
+            taken = llm.engine.weight_bytes
+            assert 0.9 * taken < memory[f"weights_{dtype}"] <= taken
+    config = open_checkpoint(model).config
+    width = config.num_key_value_heads * config.head_dim
+    assert memory["cache_bfloat16_per_token"] == config.num_hidden_layers * 2 * width * 2
+
+
 def test_readable(model: str, run: Command) -> None:
     text = run("inspect", model).stdout
     for piece in ("routed layers              2-3 (2)", "thresholds                 0.5\n", model):

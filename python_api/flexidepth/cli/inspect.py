@@ -52,6 +52,8 @@ def inspect(model: Model, prefer_hub: PreferHub = False, as_json: Json = False) 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts about an opened checkpoint as plain values; bytes are those of the engine in bfloat16."""
+    import torch
+
     from ..bench.ideal import bytes_per_token, ideal_speedup
 
     config = checkpoint.config
@@ -68,6 +70,14 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             **{name: getattr(config, name) for name in _ROUTING},
         },
         "parts": _parts(config),
+        "memory": {
+            "weights_bfloat16": checkpoint.nbytes_estimate(torch.bfloat16),
+            "weights_float32": checkpoint.nbytes_estimate(torch.float32),
+            "cache_bfloat16_per_token": 4
+            * config.num_hidden_layers
+            * config.num_key_value_heads
+            * config.head_dim,
+        },
         "bytes_per_token": {
             "dense": bytes_per_token(config, 0, routers=False),
             "every_layer_run": bytes_per_token(config, 0),
@@ -122,7 +132,7 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
 def render(facts: dict[str, Any]) -> str:
     """The facts as lines for people."""
     config, routing, cost = facts["config"], facts["routing"], facts["bytes_per_token"]
-    tokenizer = facts["tokenizer"]
+    tokenizer, memory = facts["tokenizer"], facts["memory"]
     lines = [("source", facts["source"]), ("base model", facts["base_model_type"])]
     lines += [(name.replace("_", " "), str(config[name])) for name in _SIZES]
     lines += [
@@ -139,6 +149,11 @@ def render(facts: dict[str, Any]) -> str:
         for name, part in facts["parts"].items()
     ]
     lines += [
+        (
+            "memory",
+            f"{memory['weights_bfloat16'] / 1e6:.2f} MB of weights in bfloat16, {memory['weights_float32'] / 1e6:.2f} "
+            f"in float32; {memory['cache_bfloat16_per_token'] / 1e3:.2f} KB of cache a token",
+        ),
         ("a dense token reads", f"{cost['dense'] / 1e6:.2f} MB (bfloat16, short context)"),
         ("every layer run", f"{cost['every_layer_run'] / 1e6:.2f} MB"),
         (
