@@ -211,8 +211,10 @@ def test_empty_prompt(model: str, run: Command) -> None:
 def test_ctrl_c_stops_with_130(model: str) -> None:
     # Steps slow enough that the answer is still coming when the signal does.
     code = (
-        "import time, flexidepth_ext.engine as engine\n"
+        "import signal, time, flexidepth_ext.engine as engine\n"
         "from flexidepth.cli import main\n"
+        # A job in a shell's background is started with the signal ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "choose = engine.Engine.sample\n"
         "def sample(*arguments, **options):\n"
         "    time.sleep(0.2)\n"
