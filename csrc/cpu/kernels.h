@@ -48,7 +48,7 @@ struct Kernels {
   PanelDot dot_f32;
   PanelDot dot_bf16;
   PanelDot dot_bf16_exact;  // never rounds x: attention uses it
-  int max_tile_rows_1;      // rows that fit the registers with 1, 2, 4 panels
+  int max_tile_rows_1;      // rows that fit the registers with 1, 2, and 3 or 4 panels
   int max_tile_rows_2;
   int max_tile_rows_4;
 

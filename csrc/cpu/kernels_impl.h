@@ -122,27 +122,30 @@ constexpr int kRows1 = 4, kRows2 = 2, kRows4 = 1;
 #define FD_DEFINE_DOT(name, tile)                        \
   constexpr DotTile name##_1[] = FD_ROWS_TO_12(tile, 1); \
   constexpr DotTile name##_2[] = FD_ROWS_TO_12(tile, 2); \
+  constexpr DotTile name##_3[] = FD_ROWS_TO_6(tile, 3);  \
   constexpr DotTile name##_4[] = FD_ROWS_TO_6(tile, 4);  \
   FD_DEFINE_DOT_ENTRY(name)
 #elif defined(__AVX2__)
 #define FD_DEFINE_DOT(name, tile)                       \
   constexpr DotTile name##_1[] = FD_ROWS_TO_6(tile, 1); \
   constexpr DotTile name##_2[] = FD_ROWS_TO_3(tile, 2); \
+  constexpr DotTile name##_3[] = FD_ROWS_TO_1(tile, 3); \
   constexpr DotTile name##_4[] = FD_ROWS_TO_1(tile, 4); \
   FD_DEFINE_DOT_ENTRY(name)
 #else
 #define FD_DEFINE_DOT(name, tile)                       \
   constexpr DotTile name##_1[] = FD_ROWS_TO_4(tile, 1); \
   constexpr DotTile name##_2[] = FD_ROWS_TO_2(tile, 2); \
+  constexpr DotTile name##_3[] = FD_ROWS_TO_1(tile, 3); \
   constexpr DotTile name##_4[] = FD_ROWS_TO_1(tile, 4); \
   FD_DEFINE_DOT_ENTRY(name)
 #endif
 
-#define FD_DEFINE_DOT_ENTRY(name)                                                      \
-  void name(const float* const* x, int rows, int64_t k, const Panels& w, int panels,   \
-            float* tile) {                                                             \
-    const DotTile* table = panels == 1 ? name##_1 : panels == 2 ? name##_2 : name##_4; \
-    table[rows - 1](x, k, w, tile);                                                    \
+#define FD_DEFINE_DOT_ENTRY(name)                                                    \
+  void name(const float* const* x, int rows, int64_t k, const Panels& w, int panels, \
+            float* tile) {                                                           \
+    const DotTile* const tables[] = {name##_1, name##_2, name##_3, name##_4};        \
+    tables[panels - 1][rows - 1](x, k, w, tile);                                     \
   }
 
 FD_DEFINE_DOT(dot_f32, dot_tile_f32)

@@ -19,11 +19,15 @@ inline int max_tile_rows(const Kernels& kernels, int panels) {
                        : kernels.max_tile_rows_4;
 }
 
-// How many panels (4, 2, 1) out of `left` to take at once for this number of rows: as many as leave
+// How many panels (1 to 4) out of `left` to take at once for this number of rows: as many as leave
 // registers for all rows, and of a block of rows so many that its tiles hold four rows or more.
+// Nine are taken as 3 + 3 + 3: a last one alone would be read at the speed of a single stream.
 inline int panels_at_once(const Kernels& kernels, int64_t rows, int64_t left) {
   const auto fits = [&](int max_rows) { return max_rows >= 4 || rows <= max_rows; };
-  if (left >= 4 && fits(kernels.max_tile_rows_4)) return 4;
+  if (left >= 3 && fits(kernels.max_tile_rows_4)) {
+    const int64_t turns = (left + kGroup - 1) / kGroup;
+    return static_cast<int>((left + turns - 1) / turns);
+  }
   return left >= 2 && fits(kernels.max_tile_rows_2) ? 2 : 1;
 }
 
