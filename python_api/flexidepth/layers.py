@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +156,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(d, config.rms_norm_eps)
         self.mlp = GatedMLP(d, f, config.mlp_bias)
         self.straight_through = config.gate == "straight_through"
+        self.sampled_gates = False  # in training, draw decisions; see reference.sampled_scales
         self.routed = index in config.routing_layers
         if self.routed:
             self.router = Router(config)
@@ -175,30 +177,19 @@ class DecoderLayer(nn.Module):
             return h, full * float("nan"), full.bool()
         offset = None if step.gate_offset is None else step.gate_offset[:, None]
         gates = self.router(x, offset)
-        run = reference.decide(gates, threshold) if decision.run is None else decision.run
+        if decision.run is None and self.sampled_gates and self.training:
+            run, *scales = reference.sampled_scales(gates)
+        else:
+            run = reference.decide(gates, threshold) if decision.run is None else decision.run
+            unit = decision.unit or self.straight_through
+            scales = list(reference.gate_scales(gates, run, unit=unit))
+        out = self._one_path(h, x, keys, values, step, run, scales)
         # A multiplier's derivative needs no more than the path that was taken; a straight-through gate's
-        # needs the value of the other one too.
-        both = self.training and self.straight_through and not decision.unit
-        combine = self._both_paths if both else self._one_path
-        return combine(h, x, keys, values, step, gates, run, decision), gates, run
-
-    def _both_paths(
-        self,
-        h: Tensor,
-        x: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        step: StepInputs,
-        gates: Tensor,
-        run: Tensor,
-        _: Decision,
-    ) -> Tensor:
-        """Everything computed for every token: forward 0 or 1, backward through w, attention included."""
-        taken = (run.to(gates.dtype) + gates - gates.detach())[..., None].to(h.dtype)
-        h = h + taken * self.self_attn(x, keys, values, step)
-        y = self.post_attention_layernorm(h)
-        out: Tensor = h + taken * self.mlp(y) + (1 - taken) * self.adapter(y)
-        return out
+        # needs what the other one would have changed.
+        if self.training and self.straight_through and not decision.unit and gates.requires_grad:
+            difference = self._difference(h, x, keys, values, step, run, out)
+            out = out + (gates - gates.detach())[..., None].to(h.dtype) * difference
+        return out, gates, run
 
     def _one_path(
         self,
@@ -207,25 +198,58 @@ class DecoderLayer(nn.Module):
         keys: Tensor,
         values: Tensor,
         step: StepInputs,
-        gates: Tensor,
         run: Tensor,
-        decision: Decision,
+        scales: Sequence[Tensor],
     ) -> Tensor:
-        """Each token through its own path alone."""
-        fed, adapted = reference.gate_scales(
-            gates, run, unit=decision.unit or self.straight_through
-        )
-        ran, skipped = run.nonzero(as_tuple=True), (~run).nonzero(as_tuple=True)
-        if len(ran[0]):
+        """Each token through its own path alone; scales [batch, tokens] of feed-forward and adapter."""
+        fed, adapted = scales
+        ran, skipped = _rows(run), _rows(~run)
+        out = h.flatten(0, 1)
+        if len(ran):
             attended = self.self_attn.selected(x, run, keys, values, step)
-            h = h.index_put(ran, attended, accumulate=True)
-        y = self.post_attention_layernorm(h)
-        out = h
-        if len(ran[0]):
-            out = out.index_put(
-                ran, fed[ran][:, None].to(h.dtype) * self.mlp(y[ran]), accumulate=True
-            )
-        if len(skipped[0]):
-            change = adapted[skipped][:, None].to(h.dtype) * self.adapter(y[skipped])
-            out = out.index_put(skipped, change, accumulate=True)
-        return out
+            out = out.index_add(0, ran, attended.to(h.dtype))
+        y = self.post_attention_layernorm(out)
+        if len(ran):
+            scale = fed.flatten().index_select(0, ran)[:, None].to(h.dtype)
+            change = scale * self.mlp(y.index_select(0, ran))
+            out = out.index_add(0, ran, change.to(h.dtype))
+        if len(skipped):
+            scale = adapted.flatten().index_select(0, skipped)[:, None].to(h.dtype)
+            change = scale * self.adapter(y.index_select(0, skipped))
+            out = out.index_add(0, skipped, change.to(h.dtype))
+        return out.view_as(h)
+
+    @torch.no_grad()
+    def _difference(
+        self,
+        h: Tensor,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        step: StepInputs,
+        run: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """Output of the layer had each token run it, less its output had each token skipped it: [batch, tokens, d].
+
+        Half of it is known: out has each token's own path. The straight-through gate's backward pass takes
+        h + skip + w * (run - skip) for the output, w the gate (Bengio et al., arXiv 1308.3432).
+        """
+        ran, skipped = _rows(run), _rows(~run)
+        inputs, own = h.flatten(0, 1), out.flatten(0, 1)
+        difference = torch.empty_like(own)
+        if len(ran):
+            before = inputs.index_select(0, ran)
+            other = before + self.adapter(self.post_attention_layernorm(before))
+            difference[ran] = own.index_select(0, ran) - other
+        if len(skipped):
+            other = inputs.index_select(0, skipped)
+            other = other + self.self_attn.selected(x, ~run, keys, values, step)
+            other = other + self.mlp(self.post_attention_layernorm(other))
+            difference[skipped] = other - own.index_select(0, skipped)
+        return difference.view_as(h)
+
+
+def _rows(chosen: Tensor) -> Tensor:
+    """Numbers of the chosen tokens among all tokens of the batch."""
+    return chosen.flatten().nonzero().flatten()

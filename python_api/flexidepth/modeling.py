@@ -82,8 +82,8 @@ class FlexiDepthPreTrainedModel(SurvivingSave, PreTrainedModel):  # type: ignore
 class FlexiDepthModel(FlexiDepthPreTrainedModel):
     """Token ids to final hidden states.
 
-    Each token takes its own path alone; only a straight-through gate in training, whose derivative needs the
-    other path too, has both computed for every token.
+    Each token takes its own path alone. In training a straight-through gate, whose derivative needs what the
+    other path would have changed, has that computed as well, without gradients.
     """
 
     def __init__(self, config: FlexiDepthConfig) -> None:
@@ -307,6 +307,20 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
         """Leave only routers and adapters trainable, as the method trains."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(".router." in name or ".adapter." in name)
+
+    def sample_gates(self, on: bool = True) -> None:
+        """In training, draw decisions from the gates and use SparseMixer's estimator (reference.sampled_scales).
+
+        Raises:
+            UnsupportedError: a straight-through gate, which has no multipliers to estimate with.
+        """
+        if on and self.config.gate != "multiplier":
+            raise UnsupportedError(
+                f"sample_gates: this model's gate is {self.config.gate!r}; SparseMixer weighs outputs by their "
+                "probabilities and needs gate='multiplier'"
+            )
+        for layer in self.model.layers:
+            layer.sampled_gates = on
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens

@@ -123,6 +123,21 @@ def gate_scales(gates: Tensor, run: Tensor, *, unit: bool) -> tuple[Tensor, Tens
     return torch.where(run, run_scale, zero), torch.where(run, zero, skip_scale)
 
 
+def sampled_scales(gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(run, scale of the feed-forward, scale of the adapter) with decisions drawn from the gates, for training.
+
+    SparseMixer's estimator (Liu et al., arXiv 2409.12136) for two experts of probabilities w and 1 - w: the path
+    taken is drawn and weighed by its probability p, in the forward pass by p / 3 where it was the less likely one
+    in three of four draws (Heun's third-order rule); the derivative is that of p.
+    """
+    run = torch.rand_like(gates) < gates.detach()
+    damped = (run != (gates > 0.5)) & (torch.rand_like(gates) < 0.75)
+    taken = torch.where(run, gates, 1 - gates)
+    scale = taken - torch.where(damped, taken * (2 / 3), torch.zeros_like(taken)).detach()
+    zero = torch.zeros_like(scale)
+    return run, torch.where(run, scale, zero), torch.where(run, zero, scale)
+
+
 def compact(run: Tensor) -> tuple[Tensor, Tensor]:
     """Row numbers that run and that skip, ascending, from a boolean mask [rows]."""
     return run.nonzero().flatten().to(torch.int32), (~run).nonzero().flatten().to(torch.int32)

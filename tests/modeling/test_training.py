@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from flexidepth.errors import ValueOutOfRangeError
+from flexidepth import reference
+from flexidepth.errors import UnsupportedError, ValueOutOfRangeError
 
 from ..engine.conftest import tiny_config, tiny_model
 
@@ -91,8 +92,8 @@ def test_multiplier_gradient_is_that_of_the_formula(ids):
     torch.testing.assert_close(bias.grad[0], slope, rtol=1e-5, atol=1e-8)
 
 
-def test_straight_through_gradient_reaches_attention_and_both_branches(ids):
-    """By hand for the last layer: d out / d w = attention's change + mlp - adapter."""
+def test_straight_through_gradient_is_the_difference_of_the_two_paths(ids):
+    """By hand for the last layer: d out / d w = output had the token run - output had it skipped."""
     model = tiny_model(tiny_config(gate="straight_through", routing_layers=[3])).train()
     captured = {}
     layer = model.model.layers[3]
@@ -100,17 +101,27 @@ def test_straight_through_gradient_reaches_attention_and_both_branches(ids):
     model(ids, use_cache=False)
     h, step = captured["i"][0].detach(), captured["i"][1]
     out, gates, run = layer(h, step, torch.tensor(0.5), captured["i"][3])
+    assert 0 < run.float().mean() < 1
     direction = torch.randn_like(out)
     (got,) = torch.autograd.grad((out * direction).sum(), gates)
-    taken = run.float().requires_grad_()
     x = layer.input_layernorm(h)
-    attended = layer.self_attn(x, *layer.self_attn.keys_values(x, step), step)
-    h1 = h + taken[..., None] * attended
-    y = layer.post_attention_layernorm(h1)
-    by_hand = h1 + taken[..., None] * layer.mlp(y) + (1 - taken)[..., None] * layer.adapter(y)
-    torch.testing.assert_close(by_hand, out)
-    (want,) = torch.autograd.grad((by_hand * direction).sum(), taken)
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    h1 = h + layer.self_attn(x, *layer.self_attn.keys_values(x, step), step)
+    full = h1 + layer.mlp(layer.post_attention_layernorm(h1))
+    short = h + layer.adapter(layer.post_attention_layernorm(h))
+    torch.testing.assert_close(out, torch.where(run[..., None], full, short))
+    torch.testing.assert_close(got, ((full - short) * direction).sum(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_straight_through_training_skips_the_weights_gradients_do_not_need(ids):
+    """The path a token did not take gives its value, and no gradient to its weights."""
+    model = tiny_model(tiny_config(gate="straight_through", router_bias=True)).train()
+    with torch.no_grad():
+        for layer in model.model.layers[1:]:
+            layer.router.head.bias.fill_(50.0)
+    model(ids, labels=ids).loss.backward()
+    for layer in model.model.layers[1:]:
+        assert layer.adapter.down_proj.weight.grad is None
+        assert layer.mlp.down_proj.weight.grad.any()
 
 
 @pytest.mark.parametrize("gate", ["multiplier", "straight_through"])
@@ -231,3 +242,30 @@ def test_checkpointing_begins_where_something_trains(ids):
         )
     model(ids, labels=ids).loss.backward()
     assert calls == [1, 1, 2, 2]
+
+
+def test_sparsemixer_draws_decisions_and_damps_the_less_likely_ones():
+    gates = torch.full((20000,), 0.8).requires_grad_()
+    run, fed, adapted = reference.sampled_scales(gates)
+    assert run.float().mean().item() == pytest.approx(0.8, abs=0.02)
+    assert not fed[~run].any() and not adapted[run].any()
+    torch.testing.assert_close(fed[run], gates[run])
+    unlikely = adapted[~run].detach()
+    assert sorted({round(value, 4) for value in unlikely.tolist()}) == [0.0667, 0.2]
+    assert (unlikely < 0.1).float().mean().item() == pytest.approx(0.75, abs=0.03)
+    (slope,) = torch.autograd.grad((fed + adapted).sum(), gates)
+    assert torch.equal(slope, torch.where(run, 1.0, -1.0))
+
+
+def test_sparsemixer_in_a_model(ids):
+    model = tiny_model(tiny_config(router_bias=True))
+    model.sample_gates()
+    with torch.no_grad():
+        assert torch.equal(model(ids).run, model(ids).run)  # evaluation draws nothing
+    model.train()
+    first, second = model(ids, labels=ids), model(ids)
+    assert not torch.equal(first.run, second.run)
+    first.loss.backward()
+    assert model.model.layers[1].router.enc.weight.grad.any()
+    with pytest.raises(UnsupportedError, match="straight_through"):
+        tiny_model(tiny_config(gate="straight_through")).sample_gates()
