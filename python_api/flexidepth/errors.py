@@ -16,6 +16,7 @@ from flexidepth_ext.errors import (
 
 __all__ = [
     "CheckpointError",
+    "DataError",
     "DownloadError",
     "DtypeError",
     "EngineBusyError",
@@ -45,3 +46,7 @@ class DownloadError(FlexiDepthError, RuntimeError):
 
 class SaveError(FlexiDepthError, OSError):
     """A checkpoint could not be written; what was there before is untouched."""
+
+
+class DataError(FlexiDepthError, ValueError):
+    """Training text that cannot be read, has the wrong form or is empty."""

@@ -1,0 +1,1 @@
+"""Training of routers and adapters: text and its packing, answers of the base model, made tasks."""
