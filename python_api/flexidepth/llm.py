@@ -17,7 +17,7 @@ from .checkpoints import open_checkpoint
 from .checkpoints.default_model import Notify
 from .config import FlexiDepthConfig, check_thresholds
 from .errors import EngineBusyError, EngineClosedError, ValueOutOfRangeError
-from .generation.answers import make_answers
+from .generation.answers import make_answers, prompt_seeds
 from .generation.cache import PromptCache
 from .generation.chat import Chat
 from .generation.inputs import Prompt, is_batch, to_ids
@@ -141,6 +141,7 @@ class FlexiDepth:
         skip_threshold: float | Sequence[float] | None = None,
         force_routing: ForceRouting = None,
         routing_seed: int | None = None,
+        seeds: Sequence[int] | None = None,
         on_token: Callable[[TokenEvent], None] | None = None,
         **arguments: Any,
     ) -> GenerationOutput | list[GenerationOutput]:
@@ -153,6 +154,8 @@ class FlexiDepth:
             skip_threshold: tau for this call, one for all routed layers or one each; in [0, 1].
             force_routing: see `flexidepth.routing.resolve_force_routing`.
             routing_seed: of the draw when force_routing is a ratio; None = the generation's seed.
+            seeds: one for each prompt in place of `seed`: an answer is then the same whatever other prompts
+                share the call, and no two of them draw alike.
             on_token: called with each TokenEvent.
             arguments: fields of GenerationParams (max_new_tokens, temperature, top_p, seed, ...).
 
@@ -163,14 +166,19 @@ class FlexiDepth:
         params = make_params(arguments)
         batch = is_batch(prompt)
         prompts = list(prompt) if batch else [prompt]
+        count = params.num_return_sequences
+        own_seeds = prompt_seeds(seeds, len(prompts), params)
         with self._exclusive():
             routing, thresholds = self._routing(force_routing, skip_threshold, routing_seed, params)
-            answers = self._answers(prompts, params, routing, cache)
+            answers = self._answers(prompts, params, routing, cache, own_seeds)
             for event in Decoder(self.engine, params, routing, thresholds).run(answers):
                 if on_token is not None:
                     on_token(event)
-            outputs = [self._output(a, params, routing, return_routing) for a in answers]
-        return outputs if batch or params.num_return_sequences > 1 else outputs[0]
+            outputs = [
+                self._output(a, params, routing, return_routing, own_seeds[number // count])
+                for number, a in enumerate(answers)
+            ]
+        return outputs if batch or count > 1 else outputs[0]
 
     def stream(
         self,
@@ -194,7 +202,8 @@ class FlexiDepth:
             )
         with self._exclusive():
             routing, thresholds = self._routing(force_routing, skip_threshold, routing_seed, params)
-            (answer,) = self._answers([prompt], params, routing, cache)
+            seed = params.seed or 0
+            (answer,) = self._answers([prompt], params, routing, cache, [seed])
             always = self.config.num_hidden_layers - self.config.num_routed_layers
             for event in Decoder(self.engine, params, routing, thresholds).run([answer]):
                 last = event.finish_reason is not None
@@ -204,7 +213,7 @@ class FlexiDepth:
                     event.logprob,
                     always + int(answer.ran[-1][-1].sum()),
                     event.finish_reason,
-                    self._output(answer, params, routing, return_routing) if last else None,
+                    self._output(answer, params, routing, return_routing, seed) if last else None,
                 )
 
     def chat(self, system: str | None = None, **arguments: Any) -> Chat:
@@ -328,6 +337,7 @@ class FlexiDepth:
         params: GenerationParams,
         routing: ForcedRouting,
         cache: PromptCache | None,
+        seeds: Sequence[int],
     ) -> list[Answer]:
         return make_answers(
             prompts,
@@ -338,10 +348,16 @@ class FlexiDepth:
             max_length=self.max_length,
             routing_key=routing.key,
             cache=cache,
+            seeds=seeds,
         )
 
     def _output(
-        self, answer: Answer, params: GenerationParams, routing: ForcedRouting, with_routing: bool
+        self,
+        answer: Answer,
+        params: GenerationParams,
+        routing: ForcedRouting,
+        with_routing: bool,
+        seed: int,
     ) -> GenerationOutput:
         return make_output(
             answer,
@@ -350,5 +366,5 @@ class FlexiDepth:
             routing.mode,
             with_routing=with_routing,
             with_logprobs=params.logprobs is not None,
-            seed=params.seed or 0,
+            seed=seed,
         )

@@ -57,6 +57,22 @@ def test_a_batch_gives_the_answers_of_its_members(llm):
     assert isinstance(llm.generate([prompts[0]], max_new_tokens=1), list)
 
 
+def test_a_seed_for_each_prompt(llm):
+    prompts = [PROMPT, PROMPT, PROMPT[:3]]
+    settings = {"max_new_tokens": 12, "temperature": 1.0, "eos_token_id": -1}
+    together = llm.generate(prompts, seeds=[1, 2, -7], **settings)
+    for prompt, seed, out in zip(prompts, (1, 2, -7), together, strict=True):
+        alone = llm.generate(prompt, seed=seed, **settings)
+        assert (out.token_ids, out.seed) == (alone.token_ids, seed)
+    assert together[0].token_ids != together[1].token_ids
+    twice = llm.generate(prompts, seeds=[1, 2, -7], num_return_sequences=2, **settings)
+    assert [out.token_ids for out in twice[::2]] == [out.token_ids for out in together]
+    assert [out.seed for out in twice] == [1, 1, 2, 2, -7, -7]
+    for seeds, problem in (([1, 2], "seeds is .* wanted 3"), ([1, 2, 0.5], r"seeds\[2\] is 0.5")):
+        with pytest.raises(ValueOutOfRangeError, match=problem):
+            llm.generate(prompts, seeds=seeds, **settings)
+
+
 def test_seeds_and_returned_sequences(llm):
     settings = {"max_new_tokens": 16, "temperature": 1.0}
     first = llm.generate(PROMPT, seed=1, **settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Listed
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import seed_number
 from ..config import FlexiDepthConfig
 from ..errors import ValueOutOfRangeError
 from .cache import PromptCache, check_cache
@@ -27,8 +28,11 @@ def make_answers(
     max_length: int,
     routing_key: str,
     cache: PromptCache | None,
+    seeds: Listed[int],
 ) -> list[Sequence]:
     """One sequence for each answer, answers of one prompt together; nothing is computed yet.
+
+    seeds: one for each prompt.
 
     Raises:
         ValueOutOfRangeError, ShapeError, UnsupportedError: a prompt, a cache or a parameter that does not
@@ -50,7 +54,7 @@ def make_answers(
             )
     stops = _end_tokens(params, config)
     answers: list[Sequence] = []
-    for ids in listed:
+    for ids, seed in zip(listed, seeds, strict=True):
         first: Sequence | None = None
         for which in range(count):
             stream = TextStream(tokenizer, params.stop_strings, params.skip_special_tokens)
@@ -60,7 +64,7 @@ def make_answers(
                 own,
                 stream,
                 stops,
-                sequence_seed(params.seed or 0, which),
+                sequence_seed(seed, which),
                 cached_tokens=own.keep_prefix(ids, routing_key),
                 keeps_cache=cache is not None,
                 twin=first,
@@ -69,6 +73,21 @@ def make_answers(
             first = first or answer
             answers.append(answer)
     return answers
+
+
+def prompt_seeds(seeds: Any, count: int, params: GenerationParams) -> list[int]:
+    """The seed of each of `count` prompts: those given, or that of the generation for all of them.
+
+    Raises:
+        ValueOutOfRangeError: not one for each prompt, or one that is no seed.
+    """
+    if seeds is None:
+        return [params.seed or 0] * count
+    if not isinstance(seeds, Listed) or isinstance(seeds, (str, bytes)) or len(seeds) != count:
+        raise ValueOutOfRangeError(
+            f"generate: seeds is {seeds!r:.80}; wanted {count} of them, one for each prompt"
+        )
+    return [seed_number(f"generate: seeds[{i}]", seed) for i, seed in enumerate(seeds)]
 
 
 def _end_tokens(params: GenerationParams, config: FlexiDepthConfig) -> frozenset[int]:
