@@ -16,7 +16,10 @@ from flexidepth.cli import common
 from flexidepth.errors import ModelNotFoundError
 from tests.cli.conftest import Command, Script
 
-COMMANDS = ("demo", "generate", "chat", "bench", "convert", "inspect", "plot", "doctor")
+COMMANDS = (
+    *("demo", "generate", "chat", "bench", "convert", "make-prompts", "distill-data"),
+    *("inspect", "plot", "doctor"),
+)
 
 
 def test_root_help_lists_every_command_and_an_example(run: Command) -> None:

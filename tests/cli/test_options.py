@@ -76,6 +76,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     record("flexidepth.checkpoints.open_checkpoint", "open", stop)
     record("flexidepth.checkpoints.convert", "convert", stop)
     record("flexidepth.bench.run.run_bench", "bench", stop)
+    record("flexidepth.training.prompts.read_prompts", "prompts", list)
+    record("flexidepth.training.self_distillation.distill", "distill", stop)
+    record("flexidepth.training.made_tasks.make_tasks", "tasks", stop)
     record("flexidepth.plots.routing_figure", "plot", stop)
     record("flexidepth.plots.save_figure", "save", stop)
     return seen
@@ -88,6 +91,8 @@ CONVERT, BENCH, DEMO, INSPECT = (
     ("demo", "m"),
     ("inspect", "m"),
 )
+DISTILL = ("distill-data", "m", "--prompts", "p.jsonl", "--out", "o.jsonl")
+MAKE_PROMPTS = ("make-prompts", "o.jsonl")
 
 LOADING = [
     (["--threads", "3"], "load.num_threads", 3),
@@ -151,6 +156,27 @@ MEASUREMENT = [
     (["--dtype", "float32"], "bench.options.dtype", "float32"),
     (["--prefer-hub"], "bench.options.prefer_hub", True),
 ]
+DISTILLATION = [
+    *LOADING,
+    (["--dtype", "float32"], "load.dtype", "float32"),
+    (["--prompts", "q.jsonl"], "prompts.path", Path("q.jsonl")),
+    (["--limit", "3"], "prompts.limit", 3),
+    (["--out", "x.jsonl"], "distill.out", Path("x.jsonl")),
+    (["--max-new-tokens", "5"], "distill.options.max_new_tokens", 5),
+    (["--temperature", "0.3"], "distill.options.temperature", 0.3),
+    (["--top-p", "0.25"], "distill.options.top_p", 0.25),
+    (["--samples-per-prompt", "2"], "distill.options.samples_per_prompt", 2),
+    (["--seed", "9"], "distill.options.seed", 9),
+    (["--keep-unfinished"], "distill.options.keep_unfinished", True),
+    (["--batch-size", "3"], "distill.batch_size", 3),
+    (["--overwrite"], "distill.overwrite", True),
+]
+TASKS = [
+    (["--kinds", "list"], "tasks.kind", "list"),
+    (["--count", "5"], "tasks.n", 5),
+    (["--seed", "9"], "tasks.seed", 9),
+    (["--split", "eval"], "tasks.split", "eval"),
+]
 HANDED_ON = [
     *((GENERATE, *row) for row in MODEL + SAMPLING + ANSWER),
     *((CHAT, *row) for row in MODEL + SAMPLING),
@@ -161,8 +187,10 @@ HANDED_ON = [
     *((CONVERT, *row) for row in CONVERSION),
     *((BENCH, *row) for row in MEASUREMENT),
     (INSPECT, ["--prefer-hub"], "open.prefer_hub", True),
+    *((DISTILL, *row) for row in DISTILLATION),
+    *((MAKE_PROMPTS, *row) for row in TASKS),
 ]
-# What changes the printing and not the work; other tests look at the output.
+# What changes the printing and not the work, or is read on the way; other tests look at the output.
 PRINTING = {
     "generate": {"--stream", "--color"},
     "chat": {"--color"},
@@ -171,6 +199,7 @@ PRINTING = {
     "inspect": {"--json"},
     "doctor": {"--json"},
     "plot": {"--out", "--max-tokens"},
+    "make-prompts": {"--texts", "--overwrite"},
 }
 
 
@@ -199,7 +228,7 @@ def test_option_is_handed_on(
 
 
 @pytest.mark.parametrize(
-    "call", [GENERATE, CHAT, DEMO, CONVERT, BENCH, INSPECT], ids=lambda c: c[0]
+    "call", [GENERATE, CHAT, DEMO, CONVERT, BENCH, INSPECT, DISTILL], ids=lambda c: c[0]
 )
 def test_the_model_and_the_listener_are_handed_on(
     run: Command, calls: Calls, call: tuple[str, ...]

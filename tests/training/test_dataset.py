@@ -83,9 +83,19 @@ def test_seeds_order_and_processes(load: Any, tokenizer: Any, tmp_path: Path) ->
     two = load(seed=1)
     assert not same(one, two)
     assert sorted(texts(one, tokenizer)) == sorted(texts(two, tokenizer))
-    # Neither in the order of the file nor with the longest documents first.
-    lengths = [int(one[i]["document_ids"].max()) for i in range(len(one))]
-    assert lengths != sorted(lengths) and lengths != sorted(lengths, reverse=True)
+
+
+def test_long_and_short_documents_come_mixed(load: Any, tmp_path: Path) -> None:
+    path = tmp_path / "b.jsonl"
+    lines = [{"text": f"{n:0127d}"} for n in range(40)] + [
+        {"text": f"{n:031d}"} for n in range(160)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    made = load(path)
+    counts = [int(made[i]["document_ids"].max()) + 1 for i in range(len(made))]
+    assert sorted(counts) == [1] * 40 + [4] * 40
+    # Packing takes the longest first; batches must not.
+    assert 10 < counts[:40].count(1) < 30
 
 
 def test_the_cache(

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from . import bench, chat, convert, demo, doctor, generate, inspect, plot
+from . import (
+    bench,
+    chat,
+    convert,
+    demo,
+    distill_data,
+    doctor,
+    generate,
+    inspect,
+    make_prompts,
+    plot,
+)
 from .common import DEBUG_VARIABLE
 
 _HELP = """Adaptive layer skipping in language models that is really faster.
@@ -52,7 +63,19 @@ def _root(
         os.environ[DEBUG_VARIABLE] = "1"
 
 
-for module in (demo, generate, chat, bench, convert, inspect, plot, doctor):
+_COMMANDS = (
+    demo,
+    generate,
+    chat,
+    bench,
+    convert,
+    make_prompts,
+    distill_data,
+    inspect,
+    plot,
+    doctor,
+)
+for module in _COMMANDS:
     module.register(app)
 
 
