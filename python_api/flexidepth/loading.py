@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from .arguments import whole_number
 from .checkpoints.checkpoint import expected_shapes
 from .config import FlexiDepthConfig
 from .errors import OutOfMemoryError, UnsupportedError, ValueOutOfRangeError
+from .generation.skipping import resolve_thresholds
 from .metrics import available_memory_bytes
 
 if TYPE_CHECKING:
@@ -54,6 +56,20 @@ def load_engine(
         num_threads=num_threads,
         strict_router=strict_router,
     )
+
+
+def with_skip_level(
+    checkpoint: Checkpoint, routing: dict[str, Any] | None, skip: Any, target_layers_skipped: Any
+) -> Checkpoint:
+    """`checkpoint` with the thresholds of a preset or of a number of layers skipped, if one was asked for."""
+    # Given thresholds are in the configuration already; here they only stand in the way of another wish.
+    given = (routing or {}).get("router_thresholds")
+    if skip is None and target_layers_skipped is None:
+        return checkpoint
+    config = checkpoint.config
+    thresholds = resolve_thresholds(config, given, skip, target_layers_skipped)
+    changed = FlexiDepthConfig.from_dict({**config.to_dict(), "router_thresholds": thresholds})
+    return replace(checkpoint, config=changed)
 
 
 def resolve_dtype(dtype: Any) -> torch.dtype:

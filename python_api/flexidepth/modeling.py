@@ -21,7 +21,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from . import reference
 from .base_model import base_state
 from .checkpoints.model_saving import SurvivingSave
-from .config import FlexiDepthConfig, check_thresholds
+from .config import FlexiDepthConfig
+from .dial import check_thresholds
 from .errors import InternalError, UnsupportedError, ValueOutOfRangeError
 from .initialization import initial_routing
 from .layers import Decision, DecoderLayer, RMSNorm, StepInputs

@@ -10,7 +10,8 @@ from ..config import FlexiDepthConfig
 from ..errors import ValueOutOfRangeError
 
 _SHAPING = ("routing_layers", "router_reduction_factor", "adapter_reduction_factor", "router_bias")
-_FREE = ("router_order", "gate", "router_thresholds")
+_COMPUTING = ("router_order", "gate")
+_FREE = (*_COMPUTING, "router_thresholds")
 
 
 def check_routing(routing: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -38,4 +39,7 @@ def override_stored(
                 f"{', '.join(_FREE)} can be changed without making them anew from the base model"
             )
     changed = {key: value for key, value in routing.items() if key in _FREE}
+    if any(changed.get(key, getattr(stored, key)) != getattr(stored, key) for key in _COMPUTING):
+        # Another computation skips other layers: what was measured holds no longer.
+        changed = {"calibration": [], "skip_presets": {}, **changed}
     return FlexiDepthConfig.from_dict({**stored.to_dict(), **changed}) if changed else stored

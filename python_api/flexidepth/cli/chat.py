@@ -29,7 +29,9 @@ from .options import (
     PreferHub,
     RepetitionPenalty,
     Seed,
+    Skip,
     StopStrings,
+    TargetSkipped,
     Threads,
     Threshold,
     TopK,
@@ -70,6 +72,8 @@ def chat(
     seed: Seed = None,
     force_routing: ForceOption = None,
     skip_threshold: Threshold = None,
+    skip: Skip = None,
+    target_layers_skipped: TargetSkipped = None,
     color: Color = "auto",
     max_length: MaxLength = None,
     threads: Threads = None,
@@ -78,6 +82,7 @@ def chat(
     prefer_hub: PreferHub = False,
 ) -> None:
     from ..errors import UnsupportedError
+    from ..generation.skipping import resolve_thresholds
     from ..routing import resolve_force_routing
     from ..terminal import TokenPrinter
 
@@ -90,7 +95,9 @@ def chat(
         max_length=max_length,
         prefer_hub=prefer_hub,
     ) as llm:
-        resolve_force_routing(force, llm.config)  # a wrong value is said before the first question
+        # A wrong value is said before the first question.
+        resolve_force_routing(force, llm.config)
+        resolve_thresholds(llm.config, skip_threshold, skip, target_layers_skipped)
         if getattr(llm.tokenizer, "chat_template", None) is None:
             raise UnsupportedError(
                 f"chat: {model} has no chat template; use `flexidepth generate {model} PROMPT`"
@@ -112,6 +119,8 @@ def chat(
             stop_strings=stop_strings or (),
             seed=seed,
             skip_threshold=skip_threshold,
+            skip=skip,
+            target_layers_skipped=target_layers_skipped,
             force_routing=force,
             # The same in every turn: keys and values computed under another draw are not reused.
             routing_seed=seed or 0,

@@ -30,7 +30,9 @@ from .options import (
     PreferHub,
     RepetitionPenalty,
     Seed,
+    Skip,
     StopStrings,
+    TargetSkipped,
     Temperature,
     Threads,
     Threshold,
@@ -89,6 +91,8 @@ def generate(
     ] = True,
     force_routing: ForceOption = None,
     skip_threshold: Threshold = None,
+    skip: Skip = None,
+    target_layers_skipped: TargetSkipped = None,
     routing_out: Annotated[
         Path | None, typer.Option(help="Write the routing report here, for `plot` or a replay.")
     ] = None,
@@ -119,6 +123,8 @@ def generate(
         "logprobs": logprobs,
         "force_routing": force,
         "skip_threshold": skip_threshold,
+        "skip": skip,
+        "target_layers_skipped": target_layers_skipped,
         # Without a seed sampling is random, but a ratio must not make a greedy answer so.
         "routing_seed": seed or 0,
         "return_routing": as_json or routing_out is not None,

@@ -67,6 +67,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "layers": list(config.routing_layers),
             "thresholds": list(config.router_thresholds),
             "routers": trained if routed else "none",
+            "skip_presets": dict(config.skip_presets),
+            "calibrated_layers_skipped": [p["layers_skipped"] for p in config.calibration],
             **{name: getattr(config, name) for name in _ROUTING},
         },
         "parts": _parts(config),
@@ -140,7 +142,10 @@ def render(facts: dict[str, Any]) -> str:
         ("routers", routing["routers"]),
         ("thresholds", ", ".join(f"{t:g}" for t in _distinct(routing["thresholds"])) or "none"),
     ]
-    lines += [(name.replace("_", " "), str(routing[name])) for name in _ROUTING]
+    lines += [
+        ("skip presets", _presets(routing)),
+        *((name.replace("_", " "), str(routing[name])) for name in _ROUTING),
+    ]
     lines += [
         (
             name.replace("_", " "),
@@ -170,6 +175,16 @@ def render(facts: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(f"{name:26} {value}" for name, value in lines)
+
+
+def _presets(routing: dict[str, Any]) -> str:
+    """The dial in words: names, layers skipped a token, and how far it goes."""
+    points = routing["calibrated_layers_skipped"]
+    if not points:
+        return "none: not calibrated" if routing["layers"] else "none"
+    ascending = sorted(routing["skip_presets"].items(), key=lambda item: item[1])
+    named = ", ".join(f"{name} ({target:g} layers)" for name, target in ascending) or "none"
+    return f"{named}; calibrated for {points[0]:.2f} to {points[-1]:.2f} layers"
 
 
 def _distinct(values: list[float]) -> list[float]:

@@ -56,6 +56,19 @@ Threshold = Annotated[
     float | None,
     typer.Option("--skip-threshold", help="Run a layer when its gate is above this, 0 to 1."),
 ]
+Skip = Annotated[
+    str | None,
+    typer.Option(
+        "--skip",
+        help="A preset of a calibrated model: quality, balanced, fast; inspect lists them.",
+    ),
+]
+TargetSkipped = Annotated[
+    float | None,
+    typer.Option(
+        "--target-layers-skipped", help="Layers a token skips on average (calibrated models)."
+    ),
+]
 
 
 def _check_color(value: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ValueOutOfRangeError
 from .inputs import Message
 from .output import GenerationOutput
+from .skipping import with_defaults
 
 if TYPE_CHECKING:
     from ..llm import FlexiDepth, StreamChunk
@@ -44,7 +45,9 @@ class Chat:
     def send(self, text: str, **arguments: Any) -> GenerationOutput:
         """One turn; returns the whole answer."""
         conversation = self._asked(text)
-        out = self.llm.generate(conversation, cache=self.cache, **{**self.arguments, **arguments})
+        out = self.llm.generate(
+            conversation, cache=self.cache, **with_defaults(self.arguments, arguments)
+        )
         assert isinstance(out, GenerationOutput)
         self._answered(conversation, out.text)
         return out
@@ -54,7 +57,7 @@ class Chat:
         conversation, answer, over = self._asked(text), "", False
         try:
             for chunk in self.llm.stream(
-                conversation, cache=self.cache, **{**self.arguments, **arguments}
+                conversation, cache=self.cache, **with_defaults(self.arguments, arguments)
             ):
                 answer += chunk.text
                 over = chunk.finish_reason is not None
