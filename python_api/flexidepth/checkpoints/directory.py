@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import FlexiDepthConfig
 from ..errors import CheckpointError, UnsupportedError
-from .checkpoint import NAMES_SHOWN, check_names, expected_shapes
+from .checkpoint import NAMES_SHOWN, Shapes, check_names, expected_shapes
 from .directory_config import read_json
 from .names import from_released
 
@@ -22,26 +22,23 @@ _DTYPES = ("F32", "BF16", "F16")
 _MAPPED_BYTES = 64 << 20
 
 
-class DirectoryWeights:
-    """The weights of a directory. Names, shapes and types are checked here, before any weight is read.
+class SafetensorsWeights:
+    """Tensors in safetensors files. Names, shapes and types are checked here, before any weight is read.
 
     Args:
-        routed: whether routers and adapters are among them.
+        where: the directory, for messages.
+        files: canonical name -> (file, stored name).
+        wanted: canonical names and shapes.
 
     Raises:
         CheckpointError: tensors missing, left over, of other shapes or types than config.json says, or a
-            damaged file. UnsupportedError: weights in another format.
+            damaged file.
     """
 
-    def __init__(self, directory: Path, config: FlexiDepthConfig, *, routed: bool) -> None:
-        self.files = _tensor_files(directory)
-        if config.tie_word_embeddings:
-            self.files.pop("lm_head.weight", None)  # older files hold the tied matrix twice
-        for name in [name for name in self.files if name.endswith(".rotary_emb.inv_freq")]:
-            del self.files[name]  # a constant that older releases of transformers stored
-        wanted = expected_shapes(config, routing=routed)
-        check_names(directory, wanted, self.files)
-        _check_tensors(self.files, wanted)
+    def __init__(self, where: Path, files: dict[str, tuple[Path, str]], wanted: Shapes) -> None:
+        self.files = files
+        check_names(where, wanted, files)
+        _check_tensors(files, wanted)
 
     def read(self, names: Iterable[str]) -> Iterator[Tensor]:
         """Memory-mapped tensors of these canonical names, as stored."""
@@ -55,6 +52,25 @@ class DirectoryWeights:
             mapped += tensor.nbytes
             yield tensor
             del tensor
+
+
+class DirectoryWeights(SafetensorsWeights):
+    """The weights of a model's directory, in one file or several.
+
+    Args:
+        routed: whether routers and adapters are among them.
+
+    Raises:
+        CheckpointError: as above. UnsupportedError: weights in another format.
+    """
+
+    def __init__(self, directory: Path, config: FlexiDepthConfig, *, routed: bool) -> None:
+        files = _tensor_files(directory)
+        if config.tie_word_embeddings:
+            files.pop("lm_head.weight", None)  # older files hold the tied matrix twice
+        for name in [name for name in files if name.endswith(".rotary_emb.inv_freq")]:
+            del files[name]  # a constant that older releases of transformers stored
+        super().__init__(directory, files, expected_shapes(config, routing=routed))
 
 
 def directory_tokenizer(directory: Path) -> Any | None:
@@ -95,7 +111,7 @@ def _tensor_files(directory: Path) -> dict[str, tuple[Path, str]]:
             raise CheckpointError(f"{index}: {outside[0]!r} is not a file of its own directory")
         return {from_released(name): (directory / file, name) for name, file in weight_map.items()}
     if single.exists():
-        return {from_released(name): (single, name) for name in _open(single).keys()}  # noqa: SIM118
+        return {from_released(name): (single, name) for name in stored_names(single)}
     if list(directory.glob("*.bin")):
         raise UnsupportedError(
             f"{directory}: its weights are pickled "
@@ -106,7 +122,17 @@ def _tensor_files(directory: Path) -> dict[str, tuple[Path, str]]:
     raise CheckpointError(f"{directory}: no weights: neither {SINGLE} nor {INDEX} is there")
 
 
-def _check_tensors(files: dict[str, tuple[Path, str]], wanted: dict[str, tuple[int, ...]]) -> None:
+def stored_names(path: Path) -> list[str]:
+    """Names of the tensors in a safetensors file."""
+    return list(_open(path).keys())
+
+
+def stored_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its tensors."""
+    return dict(_open(path).metadata() or {})
+
+
+def _check_tensors(files: dict[str, tuple[Path, str]], wanted: Shapes) -> None:
     handles = {path: _open(path) for path in dict.fromkeys(path for path, _ in files.values())}
     stored = {path: set(handle.keys()) for path, handle in handles.items()}
     shapes, dtypes = [], []

@@ -37,19 +37,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def directory_config(
-    directory: Path, routing: dict[str, Any]
+    directory: Path, routing: dict[str, Any], content: dict[str, Any] | None = None
 ) -> tuple[FlexiDepthConfig, bool, bool]:
     """(configuration, whether routers and adapters are stored, whether they were trained).
 
     Args:
         routing: routing arguments of FlexiDepthConfig. Where routers are stored, only those that do not
             change their shapes may differ from what is stored.
+        content: what stands in for that of config.json.
 
     Raises:
         CheckpointError: keys missing or malformed. UnsupportedError: another architecture or variant.
     """
     path = directory / "config.json"
-    content = read_json(path)
+    content = read_json(path) if content is None else dict(content)
     kind = content.get("model_type")
     if "quantization_config" in content:
         method = content["quantization_config"].get("quant_method")

@@ -67,11 +67,16 @@ def check_space(target: Path, needed: int) -> None:
 def sync(folder: Path) -> None:
     """Have every file on the disk before the rename makes them the checkpoint."""
     for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_one(path)
+
+
+def sync_one(path: Path) -> None:
+    """Have one file, or the names in one directory, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def swap(partial: Path, target: Path) -> None:

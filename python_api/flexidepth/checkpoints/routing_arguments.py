@@ -27,6 +27,11 @@ def check_routing(routing: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(routing or {})
 
 
+def shapes_routers(routing: Mapping[str, Any]) -> bool:
+    """Whether these arguments ask for routers of a certain place or size, which stored ones may not have."""
+    return any(routing.get(key) is not None for key in _SHAPING)
+
+
 def override_stored(
     where: object, stored: FlexiDepthConfig, routing: Mapping[str, Any]
 ) -> FlexiDepthConfig:

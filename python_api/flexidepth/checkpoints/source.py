@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..errors import DownloadError, ModelNotFoundError
+from ..errors import CheckpointError, DownloadError, ModelNotFoundError, ValueOutOfRangeError
 from .checkpoint import Checkpoint, stream
 from .default_model import DEFAULT_MODEL, HUB_ID, Notify, fetch_default_model
 from .directory import DirectoryWeights, directory_tokenizer
@@ -16,8 +16,11 @@ from .gguf_config import gguf_config
 from .gguf_file import GgufWeights, rope_factors
 from .gguf_header import read_header
 from .gguf_tokenizer import gguf_tokenizer, unknown_tokenizer
-from .routing_arguments import check_routing
+from .routing_arguments import check_routing, shapes_routers
+from .routing_directory import is_routing_directory, open_routing
 
+# Trained routings that come with this package, in directories named as the base model.
+PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -52,31 +55,69 @@ def open_checkpoint(
     name: str | Path,
     *,
     routing: dict[str, Any] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    base_model: str | Path | None = None,
     prefer_hub: bool = False,
     notify: Notify | None = None,
 ) -> Checkpoint:
     """Open a model: names, shapes and types are checked, weights are read when `tensors()` is iterated.
 
-    A base model without routers gets seeded ones (see flexidepth.initialization). A GGUF file whose tokenizer
+    A base model without routers gets seeded ones (see flexidepth.initialization), but "smollm2-135m" the trained
+    ones that come with this package, unless `seed` or `routing` asks for others. A GGUF file whose tokenizer
     is of an unknown kind opens without one; `notify` is told so, or else a UserWarning tells.
 
     Args:
-        name, prefer_hub, notify: see `resolve_model`.
+        name, prefer_hub, notify: see `resolve_model`; also a directory written by `save_routing`.
         routing: routing arguments of FlexiDepthConfig that override the source's.
-        seed: of seeded routers and adapters.
+        seed: of seeded routers and adapters; None = 0.
+        base_model: where the base model of a routing checkpoint lies; None = where it says itself.
 
     Raises:
-        CheckpointError: damaged or incomplete. UnsupportedError: a model of another kind.
-        ValueOutOfRangeError: routing arguments out of range or not fitting stored routers.
+        CheckpointError: damaged or incomplete, or a routing trained on another base model.
+        UnsupportedError: a model of another kind.
+        ValueOutOfRangeError: routing arguments out of range or not fitting stored routers; a base model for
+            what is no routing checkpoint.
     """
     arguments = check_routing(routing)
-    path = resolve_model(name, prefer_hub=prefer_hub, notify=notify)
+
+    def resolve(wanted: str | Path) -> Path:
+        return resolve_model(wanted, prefer_hub=prefer_hub, notify=notify)
+
+    path = _shipped(name, arguments, seed) or resolve(name)
+    if is_routing_directory(path):
+        return open_routing(
+            path,
+            arguments,
+            lambda base: _open_base(resolve(base), notify or _warn),
+            None if base_model is None else str(base_model),
+        )
+    if base_model is not None:
+        raise ValueOutOfRangeError(
+            f"model {str(name)!r}: base_model is {str(base_model)!r}, but this is no routing checkpoint: it has base "
+            "weights of its own; leave base_model out"
+        )
     return (
-        _open_directory(path, arguments, seed)
+        _open_directory(path, arguments, seed or 0)
         if path.is_dir()
-        else _open_gguf(path, arguments, seed, notify or _warn)
+        else _open_gguf(path, arguments, seed or 0, notify or _warn)
     )
+
+
+def _shipped(name: str | Path, routing: dict[str, Any], seed: int | None) -> Path | None:
+    """The trained routing that comes with this package for a name, unless other routers are asked for."""
+    if str(name) != DEFAULT_MODEL or seed is not None or shapes_routers(routing):
+        return None
+    path = PRETRAINED / DEFAULT_MODEL
+    return path if is_routing_directory(path) else None
+
+
+def _open_base(path: Path, say: Notify) -> Checkpoint:
+    """A model whose own routing, if it has one, does not matter."""
+    if is_routing_directory(path):
+        raise CheckpointError(
+            f"{path}: a routing checkpoint itself, without base weights; give the base model"
+        )
+    return _open_directory(path, {}, 0) if path.is_dir() else _open_gguf(path, {}, 0, say)
 
 
 def _open_directory(path: Path, routing: dict[str, Any], seed: int) -> Checkpoint:
@@ -88,6 +129,7 @@ def _open_directory(path: Path, routing: dict[str, Any], seed: int) -> Checkpoin
         trained,
         lambda: stream(config, weights.read, routed=routed, seed=seed),
         lambda: directory_tokenizer(path),
+        weights.read,
     )
 
 
@@ -104,6 +146,7 @@ def _open_gguf(path: Path, routing: dict[str, Any], seed: int, say: Notify) -> C
         False,
         lambda: stream(config, weights.read, routed=False, seed=seed),
         lambda: None if unknown else gguf_tokenizer(header),
+        weights.read,
     )
 
 

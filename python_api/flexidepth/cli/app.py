@@ -18,6 +18,7 @@ from . import (
     generate,
     inspect,
     make_prompts,
+    merge,
     plot,
 )
 from .common import DEBUG_VARIABLE
@@ -69,6 +70,7 @@ _COMMANDS = (
     chat,
     bench,
     convert,
+    merge,
     make_prompts,
     distill_data,
     inspect,

@@ -19,6 +19,7 @@ from .common import (
     untrained,
 )
 from .options import (
+    BaseModel,
     Color,
     Device,
     DType,
@@ -80,6 +81,7 @@ def chat(
     dtype: DType = "auto",
     device: Device = "auto",
     prefer_hub: PreferHub = False,
+    base_model: BaseModel = None,
 ) -> None:
     from ..errors import UnsupportedError
     from ..generation.skipping import resolve_thresholds
@@ -94,6 +96,7 @@ def chat(
         threads=threads,
         max_length=max_length,
         prefer_hub=prefer_hub,
+        base_model=base_model,
     ) as llm:
         # A wrong value is said before the first question.
         resolve_force_routing(force, llm.config)

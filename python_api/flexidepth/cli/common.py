@@ -78,6 +78,7 @@ def load_model(
     threads: int | None,
     max_length: int | None = None,
     prefer_hub: bool = False,
+    base_model: str | None = None,
 ) -> FlexiDepth:
     """A loaded model, with a progress bar on a terminal."""
     from rich.console import Console
@@ -95,6 +96,7 @@ def load_model(
             num_threads=threads,
             max_length=max_length,
             prefer_hub=prefer_hub,
+            base_model=base_model,
             notify=say,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

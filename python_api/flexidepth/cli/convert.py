@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .common import command_errors, say
-from .options import MODEL_HELP, PreferHub
+from .options import MODEL_HELP, BaseModel, PreferHub
 
 _HELP = """Make a FlexiDepth checkpoint: a base model with seeded routers and adapters.
 
@@ -70,7 +70,12 @@ def convert(
     threshold: Annotated[
         float | None, typer.Option(help="Run a layer when its gate is above this; default 0.5.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of routers and adapters.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of routers and adapters; default: 0, for smollm2-135m its trained ones."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
     layout: Annotated[
         str, typer.Option(help="flexidepth, or ddllama (the released layout).")
@@ -79,6 +84,7 @@ def convert(
         bool, typer.Option("--overwrite", help="Replace an existing directory.")
     ] = False,
     prefer_hub: PreferHub = False,
+    base_model: BaseModel = None,
 ) -> None:
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"--dtype {dtype!r}: wanted {', '.join(_DTYPES)}")
@@ -102,6 +108,7 @@ def convert(
         layout=layout,
         overwrite=overwrite,
         prefer_hub=prefer_hub,
+        base_model=base_model,
         notify=say,
     )
     print(written)

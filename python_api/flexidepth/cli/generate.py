@@ -19,6 +19,7 @@ from .common import (
     untrained,
 )
 from .options import (
+    BaseModel,
     Color,
     Device,
     DType,
@@ -102,6 +103,7 @@ def generate(
     dtype: DType = "auto",
     device: Device = "auto",
     prefer_hub: PreferHub = False,
+    base_model: BaseModel = None,
     as_json: Json = False,
 ) -> None:
     if routing_out is not None and num_return_sequences > 1:
@@ -136,6 +138,7 @@ def generate(
         threads=threads,
         max_length=max_length,
         prefer_hub=prefer_hub,
+        base_model=base_model,
     ) as llm:
         if untrained(llm) and force is None:
             say(

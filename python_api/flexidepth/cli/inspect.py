@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .common import command_errors, print_json, say
-from .options import Json, Model, PreferHub
+from .options import BaseModel, Json, Model, PreferHub
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
@@ -40,10 +40,17 @@ def register(app: typer.Typer) -> None:
 
 
 @command_errors
-def inspect(model: Model, prefer_hub: PreferHub = False, as_json: Json = False) -> None:
+def inspect(
+    model: Model,
+    prefer_hub: PreferHub = False,
+    base_model: BaseModel = None,
+    as_json: Json = False,
+) -> None:
     from ..checkpoints import open_checkpoint
 
-    facts = describe(open_checkpoint(model, prefer_hub=prefer_hub, notify=say))
+    facts = describe(
+        open_checkpoint(model, base_model=base_model, prefer_hub=prefer_hub, notify=say)
+    )
     if as_json:
         print_json(facts)
     else:
@@ -61,6 +68,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     trained = "trained" if checkpoint.routers_trained else "seeded, not trained"
     return {
         "source": checkpoint.source,
+        "base_model": checkpoint.base,
         "base_model_type": config.base_model_type,
         "config": {name: getattr(config, name) for name in _SIZES},
         "routing": {
@@ -135,7 +143,8 @@ def render(facts: dict[str, Any]) -> str:
     """The facts as lines for people."""
     config, routing, cost = facts["config"], facts["routing"], facts["bytes_per_token"]
     tokenizer, memory = facts["tokenizer"], facts["memory"]
-    lines = [("source", facts["source"]), ("base model", facts["base_model_type"])]
+    elsewhere = f", from {facts['base_model']}" if facts["base_model"] else ""
+    lines = [("source", facts["source"]), ("base model", facts["base_model_type"] + elsewhere)]
     lines += [(name.replace("_", " "), str(config[name])) for name in _SIZES]
     lines += [
         ("routed layers", f"{_ranges(routing['layers'])} ({len(routing['layers'])})"),

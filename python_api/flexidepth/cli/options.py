@@ -18,6 +18,13 @@ PreferHub = Annotated[
         help="Fetch smollm2-135m from the Hugging Face hub (full precision), if it can be reached.",
     ),
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        help="Where the base model of a routing checkpoint lies; default: where it says.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: those available.")
 ]
