@@ -17,7 +17,8 @@ from flexidepth.errors import ModelNotFoundError
 from tests.cli.conftest import Command, Script
 
 COMMANDS = (
-    *("demo", "generate", "chat", "bench", "convert", "make-prompts", "distill-data"),
+    *("demo", "generate", "chat", "bench", "calibrate", "convert", "merge"),
+    *("make-prompts", "distill-data"),
     *("inspect", "plot", "doctor"),
 )
 

@@ -24,12 +24,27 @@ class Stop(Exception):
     """Ends a command once its arguments are recorded."""
 
 
+class StubTokenizer:
+    """One token a character."""
+
+    chat_template = "any"
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": list(range(len(text)))}
+
+
 class StubModel:
     """Stands in for a loaded model; every generation ends as soon as its arguments are known."""
 
-    config = SimpleNamespace(num_hidden_layers=4, num_routed_layers=2, routing_layers=[2, 3])
-    tokenizer = SimpleNamespace(chat_template="any")
-    routers_trained, source = True, "here"
+    config = SimpleNamespace(
+        num_hidden_layers=4,
+        num_routed_layers=2,
+        routing_layers=[2, 3],
+        calibration=[{"layers_skipped": n, "thresholds": [0.5, 0.5]} for n in (0.5, 1.5)],
+        skip_presets={"quality": 1.0},
+    )
+    tokenizer = StubTokenizer()
+    routers_trained, source, max_length = True, "here", 64
 
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
@@ -54,9 +69,14 @@ class StubModel:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     """What the commands hand on, by receiver, argument by argument."""
     seen: Calls = {}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()  # for the command that changes a model where it lies
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "flexidepth"}')
+    for name, count in (("a.txt", 20), ("b.txt", 30)):
+        (tmp_path / name).write_text("x" * count)
 
     def record(target: str, receiver: str, result: Callable[[], Any]) -> None:
         module, _, name = target.rpartition(".")
@@ -75,6 +95,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     record("flexidepth.llm.FlexiDepth.from_pretrained", "load", lambda: StubModel(seen))
     record("flexidepth.checkpoints.open_checkpoint", "open", stop)
     record("flexidepth.checkpoints.convert", "convert", stop)
+    record("flexidepth.checkpoints.merge", "merge", stop)
+    record("flexidepth.training.calibration.calibrate", "calibrate", stop)
     record("flexidepth.bench.run.run_bench", "bench", stop)
     record("flexidepth.training.prompts.read_prompts", "prompts", list)
     record("flexidepth.training.self_distillation.distill", "distill", stop)
@@ -93,6 +115,7 @@ CONVERT, BENCH, DEMO, INSPECT = (
 )
 DISTILL = ("distill-data", "m", "--prompts", "p.jsonl", "--out", "o.jsonl")
 MAKE_PROMPTS = ("make-prompts", "o.jsonl")
+MERGE, CALIBRATE = ("merge", "m", "out"), ("calibrate", "m", "--data", "a.txt")
 
 LOADING = [
     (["--threads", "3"], "load.num_threads", 3),
@@ -103,6 +126,7 @@ MODEL = [
     (["--dtype", "float32"], "load.dtype", "float32"),
     (["--device", "cpu"], "load.device", "cpu"),
     (["--max-length", "77"], "load.max_length", 77),
+    (["--base-model", "b"], "load.base_model", "b"),
 ]
 SAMPLING = [
     (["--max-new-tokens", "5"], "call.max_new_tokens", 5),
@@ -116,6 +140,8 @@ SAMPLING = [
     (["--seed", "9"], "call.routing_seed", 9),
     (["--force-routing", "3"], "call.force_routing", [3]),
     (["--skip-threshold", "0.75"], "call.skip_threshold", 0.75),
+    (["--skip", "quality"], "call.skip", "quality"),
+    (["--target-layers-skipped", "1.25"], "call.target_layers_skipped", 1.25),
 ]
 ANSWER = [
     (["--do-sample"], "call.do_sample", True),
@@ -141,6 +167,26 @@ CONVERSION = [
     (["--layout", "ddllama"], "convert.layout", "ddllama"),
     (["--overwrite"], "convert.overwrite", True),
     (["--prefer-hub"], "convert.prefer_hub", True),
+    (["--base-model", "b"], "convert.base_model", "b"),
+]
+MERGING = [
+    (["--dtype", "float16"], "merge.dtype", "float16"),
+    (["--overwrite"], "merge.overwrite", True),
+    (["--prefer-hub"], "merge.prefer_hub", True),
+    (["--base-model", "b"], "merge.base_model", "b"),
+]
+CALIBRATION = [
+    *LOADING,
+    (["--dtype", "float32"], "load.dtype", "float32"),
+    (["--base-model", "b"], "load.base_model", "b"),
+    (["--data", "b.txt"], "calibrate.token_sequences", [list(range(30))]),
+    (["--targets", "0.5,1"], "calibrate.targets", [0.5, 1.0]),
+    (["--tokens", "7"], "calibrate.token_sequences", [list(range(7))]),
+    (
+        ["--length", "15"],
+        "calibrate.token_sequences",
+        [list(range(15)), list(range(15, 20))],
+    ),
 ]
 MEASUREMENT = [
     (["--prompt", "64"], "bench.options.prompt", 64),
@@ -189,6 +235,9 @@ HANDED_ON = [
     (INSPECT, ["--prefer-hub"], "open.prefer_hub", True),
     *((DISTILL, *row) for row in DISTILLATION),
     *((MAKE_PROMPTS, *row) for row in TASKS),
+    (INSPECT, ["--base-model", "b"], "open.base_model", "b"),
+    *((MERGE, *row) for row in MERGING),
+    *((CALIBRATE, *row) for row in CALIBRATION),
 ]
 # What changes the printing and not the work, or is read on the way; other tests look at the output.
 PRINTING = {
@@ -228,16 +277,17 @@ def test_option_is_handed_on(
 
 
 @pytest.mark.parametrize(
-    "call", [GENERATE, CHAT, DEMO, CONVERT, BENCH, INSPECT, DISTILL], ids=lambda c: c[0]
+    "call",
+    [GENERATE, CHAT, DEMO, CONVERT, BENCH, INSPECT, DISTILL, MERGE, CALIBRATE],
+    ids=lambda c: c[0],
 )
 def test_the_model_and_the_listener_are_handed_on(
     run: Command, calls: Calls, call: tuple[str, ...]
 ) -> None:
     run(*call)
-    loading = calls.get("load") or calls.get("open") or calls.get("convert") or calls["bench"]
-    assert "m" in (loading.get("model"), loading.get("name"), loading.get("base")) or (
-        loading["options"].model == "m"
-    )
+    loading = next(calls[r] for r in ("load", "open", "convert", "merge", "bench") if r in calls)
+    names = [loading.get(n) for n in ("model", "name", "base", "routing_directory")]
+    assert "m" in names or loading["options"].model == "m"
     assert callable(loading["notify"])
 
 

@@ -10,6 +10,7 @@ import typer
 
 from . import (
     bench,
+    calibrate,
     chat,
     convert,
     demo,
@@ -69,6 +70,7 @@ _COMMANDS = (
     generate,
     chat,
     bench,
+    calibrate,
     convert,
     merge,
     make_prompts,

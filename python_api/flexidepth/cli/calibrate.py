@@ -1,0 +1,97 @@
+"""flexidepth calibrate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import command_errors, load_model, say
+from .options import BaseModel, DType, PreferHub, Threads
+
+if TYPE_CHECKING:
+    from ..training.calibration import Calibration
+
+_HELP = """Measure which thresholds skip how many layers, and keep them in the checkpoint.
+
+Afterwards generate and chat take --skip balanced or --target-layers-skipped 3.5 for this model. The text should
+be none that the routers were trained on.
+
+Example: flexidepth calibrate my-routing --data held-out.jsonl
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(help=_HELP)(calibrate)
+
+
+def parse_targets(text: str | None) -> list[float] | None:
+    """Numbers out of "1,2,4"; None for none."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--targets {text!r}: wanted numbers, as 1,2,4") from None
+
+
+@command_errors
+def calibrate(
+    model: Annotated[
+        Path, typer.Argument(help="A FlexiDepth directory, whole or of routers alone.")
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(help='Held-out text: .txt, or .jsonl with "text" or "messages" a line.'),
+    ],
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="Mean layers skipped a token, as 1,2,4; default: 0.5,1,2,3,4,5,6,8 as far as there "
+            "are routed layers."
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of text to measure on.")] = 8192,
+    length: Annotated[int, typer.Option(min=1, help="Most tokens of one sequence.")] = 1024,
+    base_model: BaseModel = None,
+    threads: Threads = None,
+    dtype: DType = "auto",
+    prefer_hub: PreferHub = False,
+) -> None:
+    from ..checkpoints.config_file import check_changeable, update_config
+    from ..training import calibration
+    from ..training.calibration_text import read_documents, token_sequences
+
+    wanted = parse_targets(targets)
+    check_changeable(model)
+    documents = list(read_documents(data))  # before the model: a wrong file is said at once
+    with load_model(
+        str(model),
+        device="auto",
+        dtype=dtype,
+        threads=threads,
+        prefer_hub=prefer_hub,
+        base_model=base_model,
+    ) as llm:
+        length = min(length, llm.max_length)
+        texts = token_sequences(documents, llm.tokenizer, tokens=tokens, length=length)
+        found = calibration.calibrate(
+            llm,
+            texts,
+            wanted,
+            on_run=lambda offset, skipped: say(f"offset {offset:+.4f}: {skipped:.3f} layers"),
+        )
+        fields = found.config_fields(llm.config.skip_presets)
+    update_config(model, fields)
+    print(_table(found))
+    presets = ", ".join(f"{name} {target:g}" for name, target in fields["skip_presets"].items())
+    say(f"measured on {found.tokens} tokens in {found.runs} runs; presets: {presets or 'none'}")
+
+
+def _table(found: Calibration) -> str:
+    rows = ["layers wanted     got  threshold"]
+    for point in found.points:
+        low, high = min(point.thresholds), max(point.thresholds)
+        tau = f"{low:.4f}" if low == high else f"{low:.4f} to {high:.4f}"
+        rows.append(f"{point.wanted:13.2f} {point.layers_skipped:7.3f}  {tau}")
+    return "\n".join(rows)
