@@ -137,7 +137,7 @@ setup(
     include_package_data=False,
     package_data={
         # Trained routings of models that the package knows by name, one directory each.
-        "flexidepth": ["py.typed", "pretrained/*/*"],
+        "flexidepth": ["py.typed", "pretrained/*/*", "training/recipes/*.yaml"],
         "flexidepth_ext": ["py.typed", "*.pyi"],
     },
     ext_modules=[Extension("flexidepth_ext._C", sources=[])],

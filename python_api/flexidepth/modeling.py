@@ -320,8 +320,12 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
                 f"sample_gates: this model's gate is {self.config.gate!r}; SparseMixer weighs outputs by their "
                 "probabilities and needs gate='multiplier'"
             )
-        for layer in self.model.layers:
+        for layer in self.routed_layers():
             layer.sampled_gates = on
+
+    def routed_layers(self) -> list[DecoderLayer]:
+        """The layers with a router, from the first on."""
+        return [self.model.layers[i] for i in self.config.routing_layers]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens

@@ -12,8 +12,7 @@ import torch
 
 from flexidepth import FlexiDepth, load_trainable, open_checkpoint, save_routing
 from flexidepth.checkpoints.config_file import update_config
-from flexidepth.errors import SaveError, ValueOutOfRangeError
-from flexidepth.training.calibration_text import read_documents
+from flexidepth.errors import SaveError
 from tests.checkpoints.test_saving import contents, survives
 from tests.cli.conftest import Command
 
@@ -37,7 +36,7 @@ def data(tmp_path: Path) -> Path:
         for start in range(0, 400, 50)
     ]
     rows.append({"messages": [{"role": "user", "content": TEXT * 20}]})
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     return path
 
 
@@ -148,25 +147,3 @@ def test_merge_writes_a_whole_model_with_its_dial(
     assert answers[0] == answers[1]
     assert "no routing checkpoint" in run("merge", out, tmp_path / "third").stderr
     assert run("merge", routing, tmp_path / "third", "--dtype", "int4").exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", "x", r"\.csv; wanted \.jsonl or \.txt"),
-        ("a", "x", "no ending; wanted"),
-        ("a.jsonl", '{"text": "x"}\n{', "line 2 is no JSON"),
-        ("a.jsonl", '{"prompt": "x"}', r'line 1 is \{"prompt": "x"\}; wanted'),
-        ("a.jsonl", '["text"]', "wanted an object"),
-        ("a.jsonl", '{"text": 3}', "wanted an object"),
-    ],
-)
-def test_files_of_another_kind(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueOutOfRangeError, match=message):
-        list(read_documents(tmp_path / name))
-
-
-def test_a_text_file_is_one_document(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    assert list(read_documents(tmp_path / "a.txt")) == [{"text": "one\n\ntwo\n"}]

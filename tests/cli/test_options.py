@@ -25,12 +25,9 @@ class Stop(Exception):
 
 
 class StubTokenizer:
-    """One token a character."""
+    """Has a chat template, whatever it says."""
 
     chat_template = "any"
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": list(range(len(text)))}
 
 
 class StubModel:
@@ -75,8 +72,6 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m").mkdir()  # for the command that changes a model where it lies
     (tmp_path / "m" / "config.json").write_text('{"model_type": "flexidepth"}')
-    for name, count in (("a.txt", 20), ("b.txt", 30)):
-        (tmp_path / name).write_text("x" * count)
 
     def record(target: str, receiver: str, result: Callable[[], Any]) -> None:
         module, _, name = target.rpartition(".")
@@ -96,7 +91,11 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     record("flexidepth.checkpoints.open_checkpoint", "open", stop)
     record("flexidepth.checkpoints.convert", "convert", stop)
     record("flexidepth.checkpoints.merge", "merge", stop)
+    record("flexidepth.training.documents.read_documents", "documents", list)
+    record("flexidepth.training.calibration_text.token_sequences", "texts", list)
     record("flexidepth.training.calibration.calibrate", "calibrate", stop)
+    record("flexidepth.training.command.changed_recipe", "recipe", lambda: None)
+    record("flexidepth.training.command.train_recipe", "train", stop)
     record("flexidepth.bench.run.run_bench", "bench", stop)
     record("flexidepth.training.prompts.read_prompts", "prompts", list)
     record("flexidepth.training.self_distillation.distill", "distill", stop)
@@ -115,6 +114,7 @@ CONVERT, BENCH, DEMO, INSPECT = (
 )
 DISTILL = ("distill-data", "m", "--prompts", "p.jsonl", "--out", "o.jsonl")
 MAKE_PROMPTS = ("make-prompts", "o.jsonl")
+TRAIN = ("train", "paper", "--output-dir", "o")
 MERGE, CALIBRATE = ("merge", "m", "out"), ("calibrate", "m", "--data", "a.txt")
 
 LOADING = [
@@ -175,18 +175,24 @@ MERGING = [
     (["--prefer-hub"], "merge.prefer_hub", True),
     (["--base-model", "b"], "merge.base_model", "b"),
 ]
+TRAINING = [
+    (["--output-dir", "p"], "train.output_dir", Path("p")),
+    (["--resume"], "train.resume", True),
+    (["--train", "a", "--train", "b"], "recipe.train", ["a", "b"]),
+    (["--held-out", "h"], "recipe.held_out", ["h"]),
+    (["--skip-broken"], "recipe.skip_broken", True),
+    (["--base-model", "b"], "recipe.base_model", "b"),
+    (["--start", "s"], "recipe.start", "s"),
+    (["--target-layers-skipped", "3.5"], "recipe.target_layers_skipped", 3.5),
+]
 CALIBRATION = [
     *LOADING,
     (["--dtype", "float32"], "load.dtype", "float32"),
     (["--base-model", "b"], "load.base_model", "b"),
-    (["--data", "b.txt"], "calibrate.token_sequences", [list(range(30))]),
+    (["--data", "b.txt"], "documents.sources", [Path("b.txt")]),
     (["--targets", "0.5,1"], "calibrate.targets", [0.5, 1.0]),
-    (["--tokens", "7"], "calibrate.token_sequences", [list(range(7))]),
-    (
-        ["--length", "15"],
-        "calibrate.token_sequences",
-        [list(range(15)), list(range(15, 20))],
-    ),
+    (["--tokens", "7"], "texts.tokens", 7),
+    (["--length", "15"], "texts.length", 15),
 ]
 MEASUREMENT = [
     (["--prompt", "64"], "bench.options.prompt", 64),
@@ -238,6 +244,7 @@ HANDED_ON = [
     (INSPECT, ["--base-model", "b"], "open.base_model", "b"),
     *((MERGE, *row) for row in MERGING),
     *((CALIBRATE, *row) for row in CALIBRATION),
+    *((TRAIN, *row) for row in TRAINING),
 ]
 # What changes the printing and not the work, or is read on the way; other tests look at the output.
 PRINTING = {

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 
+from ..errors import CheckpointError
+from .checkpoint import check_names
+from .routing_directory import ROUTING_FILE
 from .source import open_checkpoint
 
 if TYPE_CHECKING:
@@ -14,13 +18,18 @@ if TYPE_CHECKING:
 
 
 def load_trainable(
-    name: str | Path, *, dtype: torch.dtype = torch.float32, **arguments: Any
+    name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    routing_dtype: torch.dtype | None = None,
+    **arguments: Any,
 ) -> FlexiDepthForCausalLM:
     """The model of a directory, GGUF file, hub id, default model or routing checkpoint, in evaluation mode.
 
     Args:
         name, arguments: see `open_checkpoint` (routing, seed, base_model, prefer_hub, notify).
-        dtype: of all its parameters.
+        dtype: of its parameters. routing_dtype: of routers and adapters, None = the same; float32 is what trains
+            beside a base model in bfloat16.
     """
     from ..modeling import FlexiDepthForCausalLM
 
@@ -28,10 +37,37 @@ def load_trainable(
     with torch.device("meta"):  # no start values: all of them are read
         model: FlexiDepthForCausalLM = FlexiDepthForCausalLM(checkpoint.config)
     # Copied, because what is read may be a file's mapped pages.
-    state = {key: tensor.to(dtype, copy=True) for key, tensor in checkpoint.tensors()}
+    own = routing_dtype or dtype
+    state = {
+        key: tensor.to(own if is_routing(key) else dtype, copy=True)
+        for key, tensor in checkpoint.tensors()
+    }
     if checkpoint.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     model.eval()
     return model
+
+
+@torch.no_grad()
+def load_routing(model: FlexiDepthForCausalLM, directory: str | Path) -> None:
+    """Put the routers and adapters of a routing checkpoint into a model of the same sizes.
+
+    Raises:
+        CheckpointError: damaged, or of other sizes.
+    """
+    stored = load_file(Path(directory) / ROUTING_FILE)
+    own = {name: p for name, p in model.named_parameters() if is_routing(name)}
+    check_names(directory, own, stored)
+    for name, parameter in own.items():
+        if parameter.shape != stored[name].shape:
+            raise CheckpointError(
+                f"{directory}: {name} is {list(stored[name].shape)}, this model's {list(parameter.shape)}"
+            )
+        parameter.copy_(stored[name])
+
+
+def is_routing(name: str) -> bool:
+    """Whether a parameter of this name is of a router or an adapter."""
+    return ".router." in name or ".adapter." in name

@@ -21,6 +21,7 @@ from . import (
     make_prompts,
     merge,
     plot,
+    train,
 )
 from .common import DEBUG_VARIABLE
 
@@ -70,6 +71,7 @@ _COMMANDS = (
     generate,
     chat,
     bench,
+    train,
     calibrate,
     convert,
     merge,

@@ -60,11 +60,12 @@ def calibrate(
 ) -> None:
     from ..checkpoints.config_file import check_changeable, update_config
     from ..training import calibration
-    from ..training.calibration_text import read_documents, token_sequences
+    from ..training.calibration_text import token_sequences
+    from ..training.documents import read_documents
 
     wanted = parse_targets(targets)
     check_changeable(model)
-    documents = list(read_documents(data))  # before the model: a wrong file is said at once
+    documents = list(read_documents([data]))  # before the model: a wrong file is said at once
     with load_model(
         str(model),
         device="auto",

@@ -1,1 +1,1 @@
-"""Training of routers and adapters: text and its packing, answers of the base model, made tasks."""
+"""Training of routers and adapters on a frozen base model: text, losses, steering, runs."""

@@ -1,0 +1,207 @@
+"""What training minimises: next-token loss plus the penalty on layers used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling import FlexiDepthForCausalLM
+from .head_loss import head_losses
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the parts of the loss.
+
+    lm: of -log p(next token). kl: of KL(base model || model). skip_penalty: alpha of the layer penalty.
+    adapter: of the adapters' distance to their layers, see `adapter_distances`.
+    """
+
+    lm: float = 1.0
+    kl: float = 0.0
+    skip_penalty: float = 0.0
+    adapter: float = 0.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Labels and tokens of a whole optimiser step, over which the sums of all its batches are averaged."""
+
+    labels: Tensor
+    tokens: Tensor
+
+
+def skip_penalty(gates: Tensor, token_mask: Tensor) -> Tensor:
+    """Sum over the tokens of (sum_l w_l)^2, the skip loss before its mean (FlexiDepth, eq. 6).
+
+    Args:
+        gates: w, float32 [batch, tokens, routed layers]. token_mask: bool [batch, tokens], False = padding.
+    """
+    return (gates.sum(-1).pow(2) * token_mask).sum()
+
+
+class RoutingObjective(nn.Module):
+    """A model and its loss in one module, so that whatever wraps it for several GPUs sees one forward pass."""
+
+    def __init__(self, model: FlexiDepthForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+        document_ids: Tensor,
+        weights: Weights,
+        counts: Counts | None = None,
+        gate_offset: Tensor | None = None,
+        price: Tensor | None = None,
+        compare: bool = False,
+    ) -> dict[str, Any]:
+        """Loss of a batch, and what is logged about it.
+
+        Args:
+            input_ids, labels, position_ids: int64 [batch, tokens]; attention_mask: bool [batch, 1, tokens, tokens];
+                document_ids: [batch, tokens], negative = padding; as training.packing.collate makes them.
+            counts: of the whole optimiser step; None = of this batch.
+            gate_offset: float32 [batch], see FlexiDepthModel.
+            price: float32 [batch], added to the loss for each layer that a token runs, times its gate.
+            compare: the base model's own loss beside the model's, also with a KL weight of 0.
+
+        Returns:
+            loss, and detached sums: lm, kl, base_lm, agreed (over the labels), penalty (over the tokens),
+            skipped [batch, routed layers] (tokens that skip), labels, tokens [batch]; slopes, a GateSlopes that
+            the backward pass fills where there are prices.
+        """
+        token_mask = document_ids >= 0
+        if counts is None:
+            counts = Counts((labels[:, 1:] != -100).sum(), token_mask.sum())
+        inputs = {
+            "input_ids": input_ids,
+            "position_ids": position_ids,
+            "attention_mask": attention_mask,
+        }
+        if weights.adapter:
+            return self._adapters(inputs, token_mask, weights.adapter, counts)
+        slopes = GateSlopes(len(input_ids), input_ids.device)
+        with slopes.watching(self.model) if price is not None else nullcontext():
+            out = self.model.model(
+                **inputs,
+                use_cache=False,
+                gate_offset=gate_offset,
+                output_base_hidden_state=compare or weights.kl > 0,
+            )
+        losses = head_losses(
+            out.last_hidden_state,
+            self.model.lm_head.weight,
+            labels,
+            base_hidden=out.base_hidden_state,
+            lm_weight=weights.lm,
+            kl_weight=weights.kl,
+        )
+        penalty = skip_penalty(out.gates, token_mask)
+        loss = losses.total / counts.labels + weights.skip_penalty * penalty / counts.tokens
+        if price is not None:
+            run_by = (out.gates.sum(-1) * token_mask).sum(1)
+            loss = loss + (price * run_by).sum() / counts.tokens
+        sums = {
+            "lm": losses.lm,
+            "kl": losses.kl,
+            "base_lm": losses.base_lm,
+            "agreed": losses.agreed,
+        }
+        return {
+            "loss": loss,
+            "penalty": penalty.detach(),
+            "skipped": (~out.run & token_mask[..., None]).sum(1),
+            "labels": (labels[:, 1:] != -100).sum(),
+            "tokens": token_mask.sum(1),
+            "slopes": slopes,
+            **{name: value.detach() for name, value in sums.items()},
+        }
+
+    def _adapters(
+        self, inputs: dict[str, Tensor], token_mask: Tensor, weight: float, counts: Counts
+    ) -> dict[str, Any]:
+        distances = adapter_distances(self.model, inputs, token_mask)
+        return {
+            "loss": weight * distances.sum() / counts.tokens,
+            "adapter": distances.detach(),
+            "tokens": token_mask.sum(1),
+        }
+
+
+class GateSlopes:
+    """Mean of dL/dw over the gates of each sequence, weighted by w (1 - w); filled by the backward pass."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.weighted = torch.zeros(rows, device=device)
+        self.weights = torch.zeros(rows, device=device)
+
+    @contextmanager
+    def watching(self, model: FlexiDepthForCausalLM) -> Iterator[None]:
+        """Within it, the gates of a forward pass are made to report here."""
+
+        def watch(_: nn.Module, __: Any, output: tuple[Any, ...]) -> None:
+            gates = output[1]
+            if gates.requires_grad:
+                gates.register_hook(lambda slope: self._take(gates.detach(), slope))
+
+        hooks = [layer.register_forward_hook(watch) for layer in model.routed_layers()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _take(self, gates: Tensor, slope: Tensor) -> None:
+        weight = gates * (1 - gates)
+        self.weighted += (weight * slope).sum(1)
+        self.weights += weight.sum(1)
+
+    def means(self) -> Tensor:
+        """float32 [batch]."""
+        return self.weighted / self.weights.clamp(min=_TINY)
+
+
+def adapter_distances(
+    model: FlexiDepthForCausalLM, inputs: dict[str, Tensor], token_mask: Tensor
+) -> Tensor:
+    """How far each adapter is from what its layer does in the base model: float32 [routed layers].
+
+    Sum over the tokens of r(adapter(norm h) - change) over the mean of r(change), with change = layer(h) - h and
+    r(v) = |v|^2 / |layer(h)|^2, what the next norm would see of v: 1 a token for an adapter that does nothing.
+    The router takes no part, and every adapter learns from every token, so that routing can start from layers
+    that are already replaceable.
+    """
+    taken: list[tuple[Any, Tensor, Tensor]] = []
+
+    def keep(layer: nn.Module, arguments: Sequence[Any], output: Sequence[Any]) -> None:
+        taken.append((layer, arguments[0], output[0]))
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.routed_layers()]
+    try:
+        with torch.no_grad():
+            model.model(**inputs, use_cache=False, force_routing="dense")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    distances = []
+    for layer, h, out in taken:
+        with torch.no_grad():
+            change = out - h
+            share = token_mask / out.float().pow(2).sum(-1).clamp(min=_TINY)
+            size = (change.float().pow(2).sum(-1) * share).sum() / token_mask.sum()
+            y = layer.post_attention_layernorm(h)
+        missed = (layer.adapter(y) - change).float().pow(2).sum(-1)
+        distances.append((missed * share).sum() / size.clamp(min=_TINY))
+    return torch.stack(distances)

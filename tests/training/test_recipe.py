@@ -1,0 +1,83 @@
+"""Recipes as files: what they hold, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from flexidepth.errors import ModelNotFoundError, ValueOutOfRangeError
+from flexidepth.training.command import changed_recipe, find_recipe, shipped_recipes
+from flexidepth.training.recipe import Recipe
+
+MINIMAL = {"base_model": "b", "stages": [{"name": "s", "tokens": 10}]}
+
+
+def test_round_trip():
+    recipe = Recipe.from_dict(MINIMAL)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_whole(name):
+    recipe = find_recipe(name)
+    assert recipe.stages and Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_the_papers_recipe_has_its_two_stages():
+    alignment, annealing = find_recipe("paper").stages
+    assert annealing.skip_penalty == pytest.approx(alignment.skip_penalty / 10)
+    assert find_recipe("paper").routing["gate"] == "multiplier"
+
+
+def test_paths_count_from_the_files_own_folder(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "base_model: b\ndata: {train: [a.jsonl, /abs/b.txt]}\nstages: [{name: s, tokens: 1_000}]\n"
+    )
+    recipe = find_recipe(str(path))
+    assert recipe.data.train == [str(tmp_path / "a.jsonl"), "/abs/b.txt"]
+    assert recipe.stages[0].tokens == 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": []}, "did you mean 'stages'"),
+        ({"stages": []}, "no stages"),
+        ({"stages": [{"name": "s"}]}, "stage 0: without tokens"),
+        ({"stages": [{"name": "s", "tokens": 0}]}, "tokens is 0"),
+        ({"stages": [{"name": "s", "tokens": 1, "lr": 1}]}, "no key 'lr'"),
+        ({"stages": [{"name": "s", "tokens": 1, "learning_rate": "1e-4"}]}, "point in it"),
+        ({"stages": [{"name": "s", "tokens": 1, "lm": 0.0}]}, "at least one"),
+        ({"stages": [{"name": "s", "tokens": 1}, {"name": "s", "tokens": 2}]}, "must differ"),
+        (
+            {"stages": [{"name": "s", "tokens": 1, "budgets": [1], "target_layers_skipped": 2.0}]},
+            "choose one",
+        ),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"data": {"train": "x"}}, "wanted a list"),
+        ({"data": 3}, "keys and values"),
+    ],
+)
+def test_what_is_refused(change, message):
+    with pytest.raises(ValueOutOfRangeError, match=message):
+        Recipe.from_dict({**MINIMAL, **change})
+
+
+def test_not_yaml(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("a: [b")
+    with pytest.raises(ValueOutOfRangeError, match="not YAML"):
+        find_recipe(str(path))
+    with pytest.raises(ModelNotFoundError, match="paper"):
+        find_recipe("no-such-recipe")
+
+
+def test_options_take_the_place_of_what_the_recipe_says():
+    recipe = find_recipe("smollm2-135m")
+    changed = changed_recipe(recipe, train=["x"], target_layers_skipped=4, start="r")
+    assert changed.data.train == ["x"] and changed.start == "r"
+    assert changed.base_model == recipe.base_model
+    adapters, routed = changed.stages
+    assert adapters.target_layers_skipped is None
+    assert routed.target_layers_skipped == 4.0 and routed.budgets is None

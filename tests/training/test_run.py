@@ -1,0 +1,247 @@
+"""Whole runs on a tiny base model: what is saved, resuming, steering, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from flexidepth.checkpoints import open_checkpoint
+from flexidepth.errors import OutOfMemoryError, SaveError, ValueOutOfRangeError
+from flexidepth.training import run as run_module
+from flexidepth.training.packing import collate
+from flexidepth.training.recipe import Recipe
+from flexidepth.training.run import TrainingData, run_recipe, starting_model
+from flexidepth.training.trainer import RoutingTrainer, last_checkpoint
+
+LENGTH = 32
+
+
+class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Counting texts: each token follows from the one before."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.starts = torch.randint(0, 64, (count, 2), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        half = torch.arange(LENGTH // 2)
+        ids = torch.cat([(start + half) % 64 for start in self.starts[index]])
+        labels = ids.clone()
+        labels[[0, LENGTH // 2]] = -100
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "position_ids": half.repeat(2),
+            "document_ids": torch.arange(2).repeat_interleave(LENGTH // 2),
+        }
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    path = tmp_path_factory.mktemp("base") / "model"
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def data() -> TrainingData:
+    def batch(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return collate(items, document_ids=True)
+
+    return TrainingData(Sequences(64, 1), Sequences(4, 2), batch)
+
+
+def recipe(base: Path, *stages: dict[str, Any], **changes: Any) -> Recipe:
+    values = {
+        "base_model": str(base),
+        "routing": {
+            "gate": "straight_through",
+            "router_reduction_factor": 4,
+            "adapter_reduction_factor": 4,
+        },
+        "gate_bias": 1.0,
+        "batch_size": 2,
+        "gradient_accumulation": 2,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "eval_steps": 4,
+        "data": {"length": LENGTH},
+        "stages": list(stages),
+    }
+    return Recipe.from_dict({**values, **changes})
+
+
+ADAPTERS = {"name": "adapters", "tokens": 6 * 128, "learning_rate": 3e-3, "lm": 0.0, "adapter": 1.0}
+BUDGETS = {
+    "name": "budgets",
+    "tokens": 6 * 128,
+    "learning_rate": 3e-3,
+    "router_learning_rate": 1e-3,
+    "order_layers": True,
+    "lm": 0.0,
+    "kl": 1.0,
+    "budgets": [0.5, 1],
+}
+
+
+def losses(folder: Path) -> list[float]:
+    rows = json.loads((folder / "log.json").read_text())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_two_stages_leave_a_routing_checkpoint(base, data, tmp_path):
+    result = run_recipe(recipe(base, ADAPTERS, BUDGETS), tmp_path / "run", data)
+    assert result == tmp_path / "run" / "budgets" / "routing"
+    names = {path.name for path in result.iterdir()}
+    assert "routing.safetensors" in names and "model.safetensors" not in names
+    checkpoint = open_checkpoint(result)
+    assert checkpoint.routers_trained and checkpoint.config.gate == "straight_through"
+    stored = dict(checkpoint.tensors())
+    start = starting_model(recipe(base, ADAPTERS)).state_dict()
+    changed = {n for n, t in stored.items() if not torch.equal(t.float(), start[n].float())}
+    assert changed and all(".router." in n or ".adapter." in n for n in changed)
+    assert any(".router.enc" in n for n in changed) and any(".adapter." in n for n in changed)
+    first = losses(tmp_path / "run" / "adapters")
+    assert first[-1] < first[0]
+    rows = json.loads((tmp_path / "run" / "budgets" / "log.json").read_text())
+    logged = next(row for row in rows if "loss" in row)
+    assert {"kl", "layers_used", "skip_loss", "skip_rate/2", "offset/0.5", "price/1"} <= set(logged)
+    held_out = next(row for row in rows if "eval_1_kl" in row)
+    assert held_out["eval_0.5_layers_skipped"] <= held_out["eval_1_layers_skipped"] <= 2
+    assert (tmp_path / "run" / "budgets" / "curves.svg").exists()
+
+
+class Killed(Exception):
+    """Stands for a signal between two steps."""
+
+
+def killed_run(plan: Recipe, folder: Path, data: TrainingData, monkeypatch, step: int) -> None:
+    steer = RoutingTrainer.steer
+
+    def dying(self: RoutingTrainer) -> None:
+        if self.state.global_step == step:
+            raise Killed
+        steer(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RoutingTrainer, "steer", dying)
+        with pytest.raises(Killed):
+            run_recipe(plan, folder, data)
+
+
+@pytest.mark.parametrize(
+    "stage", [BUDGETS, {**BUDGETS, "budgets": None, "target_layers_skipped": 1.0, "lm": 1.0}]
+)
+def test_a_killed_run_goes_on_with_the_same_curve(base, data, tmp_path, monkeypatch, stage):
+    plan = recipe(base, ADAPTERS, stage)
+    whole = run_recipe(plan, tmp_path / "whole", data)
+    killed_run(plan, tmp_path / "killed", data, monkeypatch, step=5)
+    with pytest.raises(SaveError, match="--resume"):
+        run_recipe(plan, tmp_path / "killed", data)
+    # A checkpoint that was being written when the run died is passed over.
+    torn = tmp_path / "killed" / "adapters" / "checkpoint-6"
+    torn.mkdir(exist_ok=True)
+    (torn / "trainer_state.json").write_text('{"epoch": ')
+    resumed = run_recipe(plan, tmp_path / "killed", data, resume=True)
+    for folder in ("adapters", "budgets"):
+        first, second = losses(tmp_path / "whole" / folder), losses(tmp_path / "killed" / folder)
+        assert len(first) == 6 and first == pytest.approx(second, rel=1e-4)
+    a, b = dict(open_checkpoint(whole).tensors()), dict(open_checkpoint(resumed).tensors())
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+def test_killed_in_the_second_stage(base, data, tmp_path, monkeypatch):
+    plan = recipe(base, BUDGETS)
+    whole = run_recipe(plan, tmp_path / "whole", data)
+    killed_run(plan, tmp_path / "killed", data, monkeypatch, step=3)
+    assert last_checkpoint(tmp_path / "killed" / "budgets").name == "checkpoint-2"
+    run_recipe(plan, tmp_path / "killed", data, resume=True)
+    assert losses(whole.parent) == pytest.approx(losses(tmp_path / "killed" / "budgets"), rel=1e-4)
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for number, content in ((2, "{}"), (10, "{}"), (12, '{"epo'), (14, None)):
+        path = tmp_path / f"checkpoint-{number}"
+        path.mkdir()
+        if content is not None:
+            (path / "trainer_state.json").write_text(content)
+    (tmp_path / "checkpoint-x").mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_going_on_from_a_checkpoint(base, data, tmp_path):
+    first = run_recipe(recipe(base, ADAPTERS), tmp_path / "a", data)
+    model = starting_model(recipe(base, BUDGETS, start=str(first)))
+    stored = dict(open_checkpoint(first).tensors())
+    for name, parameter in model.named_parameters():
+        if ".router." in name or ".adapter." in name:
+            torch.testing.assert_close(parameter.detach(), stored[name].float())
+            assert parameter.requires_grad
+
+
+def test_another_recipe_is_refused(base, data, tmp_path):
+    run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
+    with pytest.raises(ValueOutOfRangeError, match="another recipe"):
+        run_recipe(recipe(base, ADAPTERS, seed=1), tmp_path / "run", data, resume=True)
+
+
+def test_out_of_memory_names_the_settings(base, data, tmp_path, monkeypatch):
+    def burst(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(RoutingTrainer, "compute_loss", burst)
+    with pytest.raises(OutOfMemoryError, match=r"lower batch_size \(2\).*gradient_checkpointing"):
+        run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
+
+
+@pytest.mark.parametrize("target", [0, 2, 7.5])
+def test_a_target_that_cannot_be_met(base, data, tmp_path, target):
+    stage = {"name": "s", "tokens": 128, "target_layers_skipped": target}
+    with pytest.raises(ValueOutOfRangeError, match="between 0 and 2"):
+        run_recipe(recipe(base, stage), tmp_path / "run", data)
+
+
+def test_sparsemixer_and_checkpointing_are_options(base, data, tmp_path):
+    plan = recipe(
+        base,
+        {"name": "s", "tokens": 4 * 128, "learning_rate": 1e-3, "skip_penalty": 1e-3},
+        routing={"gate": "multiplier", "router_reduction_factor": 4, "adapter_reduction_factor": 4},
+        estimator="sparsemixer",
+        gradient_checkpointing=True,
+    )
+    assert all(layer.sampled_gates for layer in starting_model(plan).routed_layers())
+    run_recipe(plan, tmp_path / "run", data)
+    assert len(losses(tmp_path / "run" / "s")) == 4
+
+
+def test_a_result_that_is_there_is_not_trained_again(base, data, tmp_path, monkeypatch):
+    plan = recipe(base, ADAPTERS)
+    result = run_recipe(plan, tmp_path / "run", data)
+    monkeypatch.setattr(run_module, "_run_stage", lambda *_: pytest.fail("trained again"))
+    assert run_recipe(plan, tmp_path / "run", data, resume=True) == result
+    shutil.rmtree(result)
+    with pytest.raises(pytest.fail.Exception):
+        run_recipe(plan, tmp_path / "run", data, resume=True)

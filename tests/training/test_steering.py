@@ -1,0 +1,85 @@
+"""Controllers that steer towards a number of layers skipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flexidepth.errors import ValueOutOfRangeError
+from flexidepth.training.steering import BudgetController, PenaltyController
+
+
+def test_penalty_rises_while_too_few_layers_are_skipped_and_settles():
+    controller = PenaltyController(1e-4, target=4.0, gain=0.05)
+    skipped = 0.0
+    for _ in range(400):
+        # A model that skips more the larger alpha is, with some inertia.
+        skipped += 0.2 * (min(15.0, controller.alpha * 1000) - skipped)
+        controller.update(skipped)
+    assert skipped == pytest.approx(4.0, abs=0.2)
+    assert controller.alpha == pytest.approx(4e-3, rel=0.1)
+
+
+def test_penalty_stays_within_reach_of_its_start():
+    controller = PenaltyController(1e-4, target=10.0, gain=5.0)
+    for _ in range(50):
+        controller.update(0.0)
+    assert controller.alpha == pytest.approx(1.0)
+    with pytest.raises(ValueOutOfRangeError, match="penalty of 0"):
+        PenaltyController(0, 4.0)
+
+
+def test_budgets_find_their_offsets():
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 + torch.randn(2000, 15, generator=generator)
+    controller = BudgetController([1, 4, 8], 15, gain=0.03)
+    controller.start(logits[:200])
+    logits = logits + 0.5  # the model has moved since
+    for step in range(300):
+        chosen = controller.choose(6, step, seed=0)
+        skipped = []
+        for offset in controller.offset(chosen).tolist():
+            rows = torch.randint(0, 2000, (64,), generator=generator)
+            skipped.append(float((logits[rows] <= offset).sum(-1).float().mean()))
+        controller.update(chosen, skipped, [0.0] * 6)
+    got = [float((logits <= offset).sum(-1).float().mean()) for offset in controller.offsets]
+    assert got == pytest.approx([1, 4, 8], abs=0.3)
+
+
+def test_budgets_are_drawn_evenly_and_repeatably():
+    controller = BudgetController([1, 2, 4, 8], 15)
+    drawn = [controller.choose(4, step, seed=1) for step in range(50)]
+    assert all(sorted(row) == [0, 1, 2, 3] for row in drawn)
+    assert len({tuple(row) for row in drawn}) > 10
+    assert drawn == [BudgetController([1, 2, 4, 8], 15).choose(4, s, seed=1) for s in range(50)]
+    assert drawn != [controller.choose(4, step, seed=2) for step in range(50)]
+
+
+def test_neighbours_never_swap():
+    controller = BudgetController([1, 2], 15)
+    controller.load_state_dict({"offsets": [0.5, 0.51], "prices": [0.0, 0.0]})
+    controller.update([0, 1], [0.0, 15.0], [0.0, 0.0])
+    assert controller.offsets == sorted(controller.offsets)
+
+
+@pytest.mark.parametrize("budgets", [[], [0, 1], [4, 2], [2, 2], [1, 15]])
+def test_wrong_budgets(budgets):
+    with pytest.raises(ValueOutOfRangeError, match="budgets"):
+        BudgetController(budgets, 15)
+
+
+def test_state_of_another_number_of_budgets_is_refused():
+    controller = BudgetController([1, 2], 15)
+    with pytest.raises(ValueOutOfRangeError, match="3 budgets, this recipe has 2"):
+        controller.load_state_dict({"offsets": [0.1, 0.2, 0.3], "prices": [0.0] * 3})
+    with pytest.raises(ValueOutOfRangeError, match="start"):
+        controller.offset([0])
+
+
+def test_a_price_balances_the_slope():
+    controller = BudgetController([2], 4)
+    controller.start(torch.linspace(0, 4, 100).view(25, 4))
+    for _ in range(40):
+        # The loss falls by 0.3 for each layer more that is run; what is left is that and the price.
+        controller.update([0], [2.0], [controller.price([0]).item() - 0.3])
+    assert controller.price([0]).item() == pytest.approx(0.3, rel=1e-3)
