@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -127,13 +127,14 @@ class Attention(nn.Module):
 @dataclass
 class StepInputs:
     """What every layer needs: cos and sin [batch, tokens, head_dim], mask [batch, tokens, keys], cache,
-    gate_offset [batch] (taken off the logits of gates)."""
+    gate_offset [batch] (taken off the logits of gates). credits: what layers note down, see _credit."""
 
     cos: Tensor
     sin: Tensor
     mask: Tensor
     cache: Any | None = None
     gate_offset: Tensor | None = None
+    credits: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -157,6 +158,9 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(d, f, config.mlp_bias)
         self.straight_through = config.gate == "straight_through"
         self.sampled_gates = False  # in training, draw decisions; see reference.sampled_scales
+        self.exploration = (
+            0.0  # in training, share of running tokens that skip to see what it costs
+        )
         self.routed = index in config.routing_layers
         if self.routed:
             self.router = Router(config)
@@ -183,12 +187,20 @@ class DecoderLayer(nn.Module):
             run = reference.decide(gates, threshold) if decision.run is None else decision.run
             unit = decision.unit or self.straight_through
             scales = list(reference.gate_scales(gates, run, unit=unit))
-        out = self._one_path(h, x, keys, values, step, run, scales)
         # A multiplier's derivative needs no more than the path that was taken; a straight-through gate's
         # needs what the other one would have changed.
-        if self.training and self.straight_through and not decision.unit and gates.requires_grad:
-            difference = self._difference(h, x, keys, values, step, run, out)
-            out = out + (gates - gates.detach())[..., None].to(h.dtype) * difference
+        learning = self.training and self.straight_through and not decision.unit
+        credit = None
+        if learning and self.exploration and decision.run is None:
+            run, credit = _explore(run, self.exploration)
+            step.credits[self.self_attn.layer] = credit
+            scales = list(reference.gate_scales(gates, run, unit=True))
+        out = self._one_path(h, x, keys, values, step, run, scales)
+        if learning and gates.requires_grad:
+            slope = self._difference(h, x, keys, values, step, run, out, credit is None)
+            if credit is not None:
+                slope = slope * (0.5 * credit)[..., None].to(h.dtype)
+            out = out + (gates - gates.detach())[..., None].to(h.dtype) * slope
         return out, gates, run
 
     def _one_path(
@@ -229,16 +241,18 @@ class DecoderLayer(nn.Module):
         step: StepInputs,
         run: Tensor,
         out: Tensor,
+        of_running: bool,
     ) -> Tensor:
         """Output of the layer had each token run it, less its output had each token skipped it: [batch, tokens, d].
 
         Half of it is known: out has each token's own path. The straight-through gate's backward pass takes
-        h + skip + w * (run - skip) for the output, w the gate (Bengio et al., arXiv 1308.3432).
+        h + skip + w * (run - skip) for the output, w the gate (Bengio et al., arXiv 1308.3432). 0 for running
+        tokens unless of_running.
         """
         ran, skipped = _rows(run), _rows(~run)
         inputs, own = h.flatten(0, 1), out.flatten(0, 1)
-        difference = torch.empty_like(own)
-        if len(ran):
+        difference = torch.zeros_like(own)
+        if of_running and len(ran):
             before = inputs.index_select(0, ran)
             other = before + self.adapter(self.post_attention_layernorm(before))
             difference[ran] = own.index_select(0, ran) - other
@@ -248,6 +262,23 @@ class DecoderLayer(nn.Module):
             other = other + self.mlp(self.post_attention_layernorm(other))
             difference[skipped] = other - own.index_select(0, skipped)
         return difference.view_as(h)
+
+
+_EXPLORED_CREDIT = 4.0
+
+
+def _explore(run: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """(run with a share of it drawn to skip, credit of each gate), both [batch, tokens].
+
+    A loss that the base model minimises, as KL to it, is near L(w) = c (1 - w)^2 along a gate that runs (w = 1)
+    or skips (w = 0): what skipping costs is c, and the slope is 0 where the layer runs and 2 c where it is
+    skipped. Followed on both sides it draws every gate to its threshold, whatever c. So gates learn where they
+    skip, from half the slope; those that would run are drawn now and then, and count for more the fewer they are.
+    """
+    explored = run & (torch.rand(run.shape, device=run.device) < share)
+    run = run & ~explored
+    credit = (~run).float() + (_EXPLORED_CREDIT - 1) * explored
+    return run, credit
 
 
 def _rows(chosen: Tensor) -> Tensor:

@@ -40,11 +40,13 @@ class FlexiDepthOutput(BaseModelOutputWithPast):  # type: ignore[misc]
     """gates: float32 [batch, tokens, routed layers] (NaN when dense); run: bool, same shape.
 
     base_hidden_state: last_hidden_state of the base model on the same tokens, where it was asked for.
+    credit: float32, shape of gates, how much each gate learns while exploring (layers._explore), else None.
     """
 
     gates: Tensor | None = None
     run: Tensor | None = None
     base_hidden_state: Tensor | None = None
+    credit: Tensor | None = None
 
 
 @dataclass
@@ -227,6 +229,9 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
             hidden_states=(*hidden[:-1], h) if output_hidden_states else None,
             gates=torch.stack(gates, -1) if gates else None,
             run=torch.stack(runs, -1) if runs else None,
+            credit=torch.stack([step.credits[i] for i in sorted(step.credits)], -1)
+            if step.credits
+            else None,
             base_hidden_state=h.detach() if output_base_hidden_state and base is None else base,
         )
 
@@ -322,6 +327,21 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
             )
         for layer in self.routed_layers():
             layer.sampled_gates = on
+
+    def explore_skips(self, share: float) -> None:
+        """In training, draw this share of the running gates to skip, and let gates learn where they skip.
+
+        Raises:
+            UnsupportedError: a multiplier gate. ValueOutOfRangeError: a share outside [0, 1).
+        """
+        if not 0 <= share < 1:
+            raise ValueOutOfRangeError(f"explore_skips: share is {share}; wanted 0 to below 1")
+        if share and self.config.gate != "straight_through":
+            raise UnsupportedError(
+                f"explore_skips: this model's gate is {self.config.gate!r}; it needs gate='straight_through'"
+            )
+        for layer in self.routed_layers():
+            layer.exploration = share
 
     def routed_layers(self) -> list[DecoderLayer]:
         """The layers with a router, from the first on."""

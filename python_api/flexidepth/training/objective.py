@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,8 +93,8 @@ class RoutingObjective(nn.Module):
         }
         if weights.adapter:
             return self._adapters(inputs, token_mask, weights.adapter, counts)
-        slopes = GateSlopes(len(input_ids), input_ids.device)
-        with slopes.watching(self.model) if price is not None else nullcontext():
+        slopes = GateSlopes(self.model)
+        with slopes.watching() if price is not None else nullcontext():
             out = self.model.model(
                 **inputs,
                 use_cache=False,
@@ -111,8 +112,10 @@ class RoutingObjective(nn.Module):
         penalty = skip_penalty(out.gates, token_mask)
         loss = losses.total / counts.labels + weights.skip_penalty * penalty / counts.tokens
         if price is not None:
-            run_by = (out.gates.sum(-1) * token_mask).sum(1)
-            loss = loss + (price * run_by).sum() / counts.tokens
+            credit = torch.ones_like(out.gates) if out.credit is None else out.credit
+            credit = credit * token_mask[..., None]
+            slopes.read(credit)
+            loss = loss + (price * (out.gates * credit).sum((1, 2))).sum() / counts.tokens
         sums = {
             "lm": losses.lm,
             "kl": losses.kl,
@@ -141,36 +144,45 @@ class RoutingObjective(nn.Module):
 
 
 class GateSlopes:
-    """Mean of dL/dw over the gates of each sequence, weighted by w (1 - w); filled by the backward pass."""
+    """Mean of dL/dw over the gates of each sequence, weighted by w (1 - w) and their credit.
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self.weighted = torch.zeros(rows, device=device)
-        self.weights = torch.zeros(rows, device=device)
+    Filled by the backward pass of a forward pass that ran within `watching`.
+    """
+
+    def __init__(self, model: FlexiDepthForCausalLM) -> None:
+        self._model = model
+        self._gates: list[Tensor] = []
+        self._sums: list[Tensor] = []  # of each layer, [batch, 2]: weighted slopes, weights
 
     @contextmanager
-    def watching(self, model: FlexiDepthForCausalLM) -> Iterator[None]:
-        """Within it, the gates of a forward pass are made to report here."""
+    def watching(self) -> Iterator[None]:
+        """Within it, the gates of a forward pass are noted down."""
 
-        def watch(_: nn.Module, __: Any, output: tuple[Any, ...]) -> None:
-            gates = output[1]
-            if gates.requires_grad:
-                gates.register_hook(lambda slope: self._take(gates.detach(), slope))
+        def note(_: nn.Module, __: Any, output: tuple[Any, ...]) -> None:
+            self._gates.append(output[1])
 
-        hooks = [layer.register_forward_hook(watch) for layer in model.routed_layers()]
+        hooks = [layer.register_forward_hook(note) for layer in self._model.routed_layers()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _take(self, gates: Tensor, slope: Tensor) -> None:
-        weight = gates * (1 - gates)
-        self.weighted += (weight * slope).sum(1)
-        self.weights += weight.sum(1)
+    def read(self, credit: Tensor) -> None:
+        """Make the noted gates report; credit float32 [batch, tokens, routed layers], 0 = of no account."""
+        for i, gates in enumerate(self._gates):
+            if gates.requires_grad:
+                weight = (gates * (1 - gates)).detach() * credit[..., i]
+                gates.register_hook(partial(self._take, weight))
+        self._gates = []
+
+    def _take(self, weight: Tensor, slope: Tensor) -> None:
+        self._sums.append(torch.stack([(weight * slope).sum(1), weight.sum(1)], dim=1))
 
     def means(self) -> Tensor:
         """float32 [batch]."""
-        return self.weighted / self.weights.clamp(min=_TINY)
+        weighted, weights = torch.stack(self._sums).sum(0).unbind(1)
+        return weighted / weights.clamp(min=_TINY)
 
 
 def adapter_distances(

@@ -40,7 +40,8 @@ class Stage:
     start the routers' biases from what skipping each layer alone costs, see training.ordering. lm, kl,
     skip_penalty, adapter: weights of the loss, see training.objective.Weights.
     target_layers_skipped: steers skip_penalty. budgets: trains at several targets at once instead, each
-    sequence at one.
+    sequence at one. exploration: share of running straight-through gates that are drawn to skip, to see what it
+    costs; see layers._explore.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     adapter: float = 0.0
     target_layers_skipped: float | None = None
     budgets: list[float] | None = None
+    exploration: float = 0.0
 
     def __post_init__(self) -> None:
         _positive(self, "tokens", "learning_rate")

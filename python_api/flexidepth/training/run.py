@@ -132,6 +132,7 @@ def _run_stage(
         eval_dataset=data.held_out,
         data_collator=data.collate,
     )
+    model.explore_skips(stage.exploration)
     checkpoint = last_checkpoint(folder)
     if stage.order_layers and checkpoint is None:
         items = [data.train[i] for i in range(recipe.batch_size)]
