@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flexidepth.errors import SaveError
 
-# Every file a run may write. One that a new run does not write goes too: it would belong to the run before.
+# Every file a benchmark may write. One that a new run does not write goes too: it would belong to the run before.
 FILES = ("bench.json", "bench.md", "decode.svg")
 
 
@@ -21,14 +21,16 @@ def check_folder(folder: Path) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise SaveError(
-            f"bench: {nearest} is a file; wanted a directory for results; choose another"
+            f"results: {nearest} is a file; wanted a directory for results; choose another"
         )
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise SaveError(f"bench: {nearest} cannot be written to; choose another directory")
+        raise SaveError(f"results: {nearest} cannot be written to; choose another directory")
 
 
-def replace_results(folder: Path, write: Callable[[Path], None]) -> list[Path]:
-    """Let `write` fill an empty directory with FILES, then exchange them for those in `folder`.
+def replace_results(
+    folder: Path, write: Callable[[Path], None], files: Sequence[str] = FILES
+) -> list[Path]:
+    """Let `write` fill an empty directory with `files`, then exchange them for those in `folder`.
 
     Whatever goes wrong on the way (no space, Ctrl-C, an error of `write`), `folder` keeps what it had. Files of
     other names in it are not touched.
@@ -45,16 +47,16 @@ def replace_results(folder: Path, write: Callable[[Path], None]) -> list[Path]:
         new.mkdir()
         old.mkdir()
         write(new)
-        _exchange(folder, new, old)
+        _exchange(folder, new, old, files)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return [folder / name for name in FILES if (folder / name).exists()]
+    return [folder / name for name in files if (folder / name).exists()]
 
 
-def _exchange(folder: Path, new: Path, old: Path) -> None:
+def _exchange(folder: Path, new: Path, old: Path, files: Sequence[str]) -> None:
     """Move the old files out and the new ones in; all of it is undone where one cannot be moved."""
-    moves = [(folder / name, old / name) for name in FILES]
-    moves += [(new / name, folder / name) for name in FILES]
+    moves = [(folder / name, old / name) for name in files]
+    moves += [(new / name, folder / name) for name in files]
     done: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:
