@@ -1,4 +1,4 @@
-"""Which layers a text used, and speed against layers skipped, as matplotlib figures.
+"""Which layers a text used, speed and quality against layers skipped, as matplotlib figures.
 
 Needs matplotlib (pip install flexidepth[plot]), no display.
 """
@@ -146,6 +146,80 @@ def _draw_speeds(axis: Any, rows: list[dict[str, Any]], threads: int) -> None:
             level = 1e3 / row["ms_median"]
             axis.axhline(level, color=line.get_color(), linewidth=0.8, alpha=0.6)
             axis.annotate(f"{row['name']}, {threads} {unit}", (0, level), fontsize=7, va="bottom")
+
+
+def quality_figure(result: dict[str, Any]) -> Any:
+    """Perplexity over the base model's against mean layers skipped, on a log scale: a panel for each set of
+    texts, a line for each method.
+
+    result: the JSON of `flexidepth eval`. CheckpointError where it is not one with rows of texts.
+    """
+    try:
+        rows = [row for row in result["rows"] if row["part"] == "text" and row["method"] != "base"]
+        sets = list(dict.fromkeys(row["subject"] for row in rows))
+        if not sets:
+            raise CheckpointError("plot: the evaluation has no texts; run it with --prose")
+        figure, axes = _figure(7, 3.6 * len(sets), len(sets))
+        for axis, name in zip(axes if len(sets) > 1 else [axes], sets, strict=True):
+            _draw_quality(axis, [row for row in rows if row["subject"] == name])
+            axis.set_title(_label_title(f"{name}, {result['model']}"), fontsize=9)
+            axis.set_xlabel(f"mean layers skipped per token (of {result['num_layers']})")
+    except (KeyError, TypeError) as error:
+        raise _no_evaluation(error) from error
+    return figure
+
+
+def _draw_quality(axis: Any, rows: list[dict[str, Any]]) -> None:
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = sorted(
+            (r for r in rows if r["method"] == method and r["ratio"] is not None),
+            key=lambda r: r["skipped"],
+        )
+        axis.plot([r["skipped"] for r in own], [r["ratio"] for r in own], "o-", label=method)
+    axis.set_yscale("log")
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set_ylabel("perplexity, times the base model's")
+    axis.grid(visible=True, which="both", linewidth=0.3)
+    axis.legend(fontsize=8)
+
+
+def kinds_figure(result: dict[str, Any]) -> Any:
+    """Kind of task x routed layer heat map of the share of answer tokens that ran the layer: a panel for each
+    model.
+
+    result: the JSON of `flexidepth eval`. CheckpointError where it is not one with rows of kinds.
+    """
+    try:
+        rows = [row for row in result["rows"] if row["part"] == "kind" and row["run_rates"]]
+        models = list(dict.fromkeys(row["method"] for row in rows))
+        if not models:
+            raise CheckpointError(
+                "plot: the evaluation has no kinds of tasks; run it with --per-kind above 0"
+            )
+        height = 0.4 * len(rows) + 1.6 * len(models)
+        figure, axes = _figure(9, height, len(models))
+        for axis, model in zip(axes if len(models) > 1 else [axes], models, strict=True):
+            image = _draw_kinds(axis, [row for row in rows if row["method"] == model])
+            axis.set_title(_label_title(f"{model}, {result['model']}"), fontsize=9)
+        figure.colorbar(image, ax=axes, label="share of answer tokens that ran")
+    except (KeyError, TypeError) as error:
+        raise _no_evaluation(error) from error
+    return figure
+
+
+def _draw_kinds(axis: Any, rows: list[dict[str, Any]]) -> Any:
+    rates = [row["run_rates"] for row in rows]
+    image = axis.imshow(rates, aspect="auto", cmap="Oranges", vmin=0, vmax=1)
+    labels = [f"{row['subject']}  ({row['answer_layers']:.1f} layers)" for row in rows]
+    axis.set_yticks(range(len(rows)), labels, fontsize=8)
+    layers = rows[0]["routing_layers"]
+    axis.set_xticks(range(len(layers)), layers, fontsize=8)
+    axis.set_xlabel("routed layer")
+    return image
+
+
+def _no_evaluation(error: Exception) -> CheckpointError:
+    return CheckpointError(f"plot: not an evaluation (write one with eval --output-dir): {error!r}")
 
 
 def check_figure_path(path: str | Path) -> Path:

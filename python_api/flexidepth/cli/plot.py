@@ -10,10 +10,10 @@ import typer
 
 from .common import command_errors
 
-_HELP = """Draw a routing report or a benchmark as PNG or SVG.
+_HELP = """Draw a routing report, a benchmark or an evaluation as PNG or SVG.
 
 A routing report comes from `generate --routing-out`, a benchmark from `bench --output-dir` or
-`bench -o json`.
+`bench -o json`, an evaluation from `eval --output-dir` or `eval --json`.
 
 Example: flexidepth plot routing.json -o routing.png
 """
@@ -33,7 +33,13 @@ def plot(
     ] = 120,
 ) -> None:
     from ..errors import CheckpointError
-    from ..plots import check_figure_path, routing_figure, save_figure, speed_figure
+    from ..plots import (
+        check_figure_path,
+        quality_figure,
+        routing_figure,
+        save_figure,
+        speed_figure,
+    )
     from ..routing import RoutingReport
 
     check_figure_path(out)
@@ -45,5 +51,7 @@ def plot(
     kind = str(content.get("format", "")) if isinstance(content, dict) else ""
     if kind.startswith("flexidepth-bench"):
         print(save_figure(speed_figure(content), out))
+    elif kind.startswith("flexidepth-eval"):
+        print(save_figure(quality_figure(content), out))
     else:
         print(save_figure(routing_figure(RoutingReport.from_json(text), max_tokens), out))
