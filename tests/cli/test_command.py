@@ -17,7 +17,7 @@ from flexidepth.errors import ModelNotFoundError
 from tests.cli.conftest import Command, Script
 
 COMMANDS = (
-    *("demo", "generate", "chat", "bench", "train", "calibrate", "convert", "merge"),
+    *("demo", "generate", "chat", "bench", "eval", "train", "calibrate", "convert", "merge"),
     *("make-prompts", "distill-data"),
     *("inspect", "plot", "doctor"),
 )

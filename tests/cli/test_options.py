@@ -100,6 +100,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     record("flexidepth.training.prompts.read_prompts", "prompts", list)
     record("flexidepth.training.self_distillation.distill", "distill", stop)
     record("flexidepth.training.made_tasks.make_tasks", "tasks", stop)
+    record("flexidepth.evaluation.run.evaluate", "eval", stop)
     record("flexidepth.plots.routing_figure", "plot", stop)
     record("flexidepth.plots.save_figure", "save", stop)
     return seen
@@ -116,6 +117,7 @@ DISTILL = ("distill-data", "m", "--prompts", "p.jsonl", "--out", "o.jsonl")
 MAKE_PROMPTS = ("make-prompts", "o.jsonl")
 TRAIN = ("train", "paper", "--output-dir", "o")
 MERGE, CALIBRATE = ("merge", "m", "out"), ("calibrate", "m", "--data", "a.txt")
+EVAL = ("eval", "m", "--prose", "p")
 
 LOADING = [
     (["--threads", "3"], "load.num_threads", 3),
@@ -229,6 +231,29 @@ TASKS = [
     (["--seed", "9"], "tasks.seed", 9),
     (["--split", "eval"], "tasks.split", "eval"),
 ]
+EVALUATION = [
+    (["--prose", "x"], "eval.options.texts", {"prose": Path("x")}),
+    (["--code", "x"], "eval.options.texts", {"prose": Path("p"), "code": Path("x")}),
+    (["--chat", "x"], "eval.options.texts", {"prose": Path("p"), "chat": Path("x")}),
+    (["--tasks", "x"], "eval.options.tasks", Path("x")),
+    (["--skipped", "0,2.5"], "eval.options.skipped", [0.0, 2.5]),
+    (["--methods", "random,shortgpt"], "eval.options.methods", ["random", "shortgpt"]),
+    (["--also", "a=x", "--also", "b=y=z"], "eval.options.also", {"a": "x", "b": "y=z"}),
+    (["--calibration", "x"], "eval.options.calibration", Path("x")),
+    (["--tokens", "64"], "eval.options.tokens", 64),
+    (["--window", "64"], "eval.options.window", 64),
+    (["--calibration-tokens", "64"], "eval.options.calibration_tokens", 64),
+    (["--limit", "3"], "eval.options.limit", 3),
+    (["--answers", "3"], "eval.options.answers", 3),
+    (["--max-new-tokens", "3"], "eval.options.max_new_tokens", 3),
+    (["--per-kind", "3"], "eval.options.per_kind", 3),
+    (["--kinds-skipped", "3"], "eval.options.kinds_skipped", 3.0),
+    (["--seed", "3"], "eval.options.seed", 3),
+    (["--dtype", "float32"], "eval.options.dtype", "float32"),
+    (["--threads", "3"], "eval.options.num_threads", 3),
+    (["--prefer-hub"], "eval.options.prefer_hub", True),
+    (["--output-dir", "x"], "eval.output_dir", Path("x")),
+]
 HANDED_ON = [
     *((GENERATE, *row) for row in MODEL + SAMPLING + ANSWER),
     *((CHAT, *row) for row in MODEL + SAMPLING),
@@ -238,6 +263,7 @@ HANDED_ON = [
     (DEMO, ["--question", "why"], "call.prompt", [{"role": "user", "content": "why"}]),
     *((CONVERT, *row) for row in CONVERSION),
     *((BENCH, *row) for row in MEASUREMENT),
+    *((EVAL, *row) for row in EVALUATION),
     (INSPECT, ["--prefer-hub"], "open.prefer_hub", True),
     *((DISTILL, *row) for row in DISTILLATION),
     *((MAKE_PROMPTS, *row) for row in TASKS),
@@ -252,6 +278,7 @@ PRINTING = {
     "chat": {"--color"},
     "demo": {"--color"},
     "bench": {"--output", "--json", "--output-dir"},
+    "eval": {"--json"},
     "inspect": {"--json"},
     "doctor": {"--json"},
     "plot": {"--out", "--max-tokens"},
@@ -285,14 +312,15 @@ def test_option_is_handed_on(
 
 @pytest.mark.parametrize(
     "call",
-    [GENERATE, CHAT, DEMO, CONVERT, BENCH, INSPECT, DISTILL, MERGE, CALIBRATE],
+    [GENERATE, CHAT, DEMO, CONVERT, BENCH, EVAL, INSPECT, DISTILL, MERGE, CALIBRATE],
     ids=lambda c: c[0],
 )
 def test_the_model_and_the_listener_are_handed_on(
     run: Command, calls: Calls, call: tuple[str, ...]
 ) -> None:
     run(*call)
-    loading = next(calls[r] for r in ("load", "open", "convert", "merge", "bench") if r in calls)
+    receivers = ("load", "open", "convert", "merge", "bench", "eval")
+    loading = next(calls[r] for r in receivers if r in calls)
     names = [loading.get(n) for n in ("model", "name", "base", "routing_directory")]
     assert "m" in names or loading["options"].model == "m"
     assert callable(loading["notify"])

@@ -1,0 +1,67 @@
+"""Layers used by kind of task: copying asks for other layers than arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .answers import greedy_outputs
+from .points import Point
+from .texts import Messages
+
+if TYPE_CHECKING:
+    from ..llm import FlexiDepth
+
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class KindUse:
+    """Layers used in the tasks of a kind.
+
+    prompt_layers, answer_layers: layers that a token used in the mean (of all layers; NaN without a decoded
+    token). run_rates: share of the answers' tokens that ran each of `routing_layers`, [] without one.
+    prompt_tokens, answer_tokens: tokens counted.
+    """
+
+    kind: str
+    prompt_layers: float
+    answer_layers: float
+    run_rates: list[float]
+    routing_layers: list[int]
+    prompt_tokens: int
+    answer_tokens: int
+
+
+def measure_kind(llm: FlexiDepth, kind: str, prompts: Sequence[Messages], point: Point) -> KindUse:
+    """Answer the prompts of a kind greedily as `point` routes and count the layers."""
+    outputs = greedy_outputs(llm, prompts, point, MAX_NEW_TOKENS, return_routing=True)
+    reports = [out.routing for out in outputs if out.routing is not None]
+    prompt = torch.cat([report.ran[: report.prompt_length] for report in reports])
+    answer = torch.cat([report.ran[report.prompt_length :] for report in reports])
+    always = llm.config.num_hidden_layers - llm.config.num_routed_layers
+    return KindUse(
+        kind,
+        always + _mean_layers(prompt),
+        always + _mean_layers(answer),
+        answer.float().mean(0).tolist() if len(answer) else [],
+        list(llm.config.routing_layers),
+        len(prompt),
+        len(answer),
+    )
+
+
+def _mean_layers(ran: Tensor) -> float:
+    """ran: uint8 [tokens, routed layers]."""
+    return float(ran.sum(1).double().mean()) if len(ran) else float("nan")
+
+
+def made_prompts(per_kind: int, seed: int) -> dict[str, list[Messages]]:
+    """Prompts of made-up tasks, {kind: [messages]}."""
+    from ..training.made_tasks import KINDS, make_tasks
+
+    return {kind: [task["messages"] for task in make_tasks(kind, per_kind, seed)] for kind in KINDS}

@@ -1,0 +1,74 @@
+"""Rows kept as they are measured, so that a run that is killed loses none and the next one goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..plain_json import json_text
+from .points import Point
+from .rows import Key, Row, row_from_dict
+
+PARTIAL = "eval.partial.json"
+FORMAT = "flexidepth-eval-1"
+
+
+class Record:
+    """The rows of a run by their keys.
+
+    Args:
+        identity: what the figures depend on, as plain values. folder: where PARTIAL lies and is written after
+            each row; one of the same identity is gone on with, any other is replaced. None = memory alone.
+    """
+
+    def __init__(self, identity: dict[str, Any], folder: Path | None) -> None:
+        self.identity: dict[str, Any] = json.loads(json_text(identity, indent=0))
+        self.path = None if folder is None else folder / PARTIAL
+        self.rows: dict[Key, Row] = {}
+        self.points: dict[tuple[str, float], dict[str, Any]] = {}
+        if self.path is not None and self.path.is_file():
+            self._read(self.path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["identity"] != self.identity:
+                return
+            rows = [row_from_dict(values) for values in content["rows"]]
+            points = {(p["method"], float(p["asked"])): p for p in content["points"]}
+        except (ValueError, KeyError, TypeError):  # damaged: measured anew
+            return
+        self.rows, self.points = {row.key: row for row in rows}, points
+
+    def add(self, row: Row) -> None:
+        """Keep a row."""
+        self.rows[row.key] = row
+        self._write()
+
+    def add_point(self, point: Point) -> None:
+        """Keep how a point came about."""
+        content = {"method": point.method, "asked": float(point.asked), **point.details}
+        self.points[(point.method, float(point.asked))] = content
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, "identity": self.identity, **self.to_dict()}
+        new = self.path.with_suffix(".new")
+        new.write_text(json_text(content, indent=1), encoding="utf-8")
+        os.replace(new, self.path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"points": [...], "rows": [...]} as plain values, in the order in which they were measured."""
+        return {
+            "points": list(self.points.values()),
+            "rows": [row.to_dict() for row in self.rows.values()],
+        }
+
+    def discard(self) -> None:
+        """Remove the partial file: its rows are now in the results."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,260 @@
+"""A whole evaluation: models in turn, points in turn, rows kept."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flexidepth_ext import _C
+
+from ..bench.machine import describe_machine
+from ..checkpoints import Checkpoint, open_checkpoint
+from ..errors import ValueOutOfRangeError
+from ..llm import FlexiDepth
+from ..loading import load_engine, resolve_dtype
+from .ablation import without_adapters
+from .data import EvalData, data_digests, model_digest, read_data
+from .influence import block_influence
+from .measure import Measurer
+from .options import EvalOptions
+from .points import (
+    FLEXIDEPTH,
+    RANDOM,
+    SHORTGPT,
+    SHORTGPT_ROUTED,
+    Point,
+    base_point,
+    dropping_points,
+    random_points,
+)
+from .record import FORMAT, Record
+from .rows import Row
+from .thresholds import ThresholdFinder
+from .windows import Trace, trace_windows
+
+Notify = Callable[[str], None]
+_COMPARED_TOKENS = 64
+_SAME_BASE = 0.02  # nats a token by which two roundings of one base model may differ
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """header: what was measured, on what, with what, on which machine. points: how each point came about.
+    rows: every figure, of rows.TextRow, TaskRow, AnswersRow, KindRow."""
+
+    header: dict[str, Any]
+    points: list[dict[str, Any]]
+    rows: list[Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            **self.header,
+            "points": self.points,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+def evaluate(
+    options: EvalOptions,
+    *,
+    output_dir: Path | None = None,
+    notify: Notify = lambda _: None,
+) -> EvalResult:
+    """Measure quality against layers skipped.
+
+    Args:
+        options: what to measure.
+        output_dir: where rows are kept while the run goes on and results are written at its end; a run of the
+            same options on the same files goes on where one before it was interrupted.
+        notify: called with a line of text for each row.
+
+    Raises:
+        ValueOutOfRangeError: options that do not fit the model, or a further checkpoint of another base model.
+        CheckpointError, UnsupportedError, SaveError, OSError: a file that cannot be read or written.
+    """
+    from .results import check_output, write_results
+
+    if output_dir is not None:
+        check_output(output_dir)
+    checkpoint = open_checkpoint(options.model, prefer_hub=options.prefer_hub, notify=notify)
+    options.check_fits(checkpoint.config)
+    others = {name: open_checkpoint(model, notify=notify) for name, model in options.also.items()}
+    data = read_data(options, checkpoint.tokenizer(), notify)
+    machine = describe_machine()
+    identity = _identity(options, checkpoint, others, machine)
+    record = Record(identity, output_dir)
+    if record.rows:
+        notify(f"{len(record.rows)} rows of an interrupted run are kept")
+    dtype = resolve_dtype(options.dtype)
+    measurer = Measurer(
+        data,
+        record,
+        config=checkpoint.config,
+        weight_bytes=torch.empty((), dtype=dtype).element_size(),
+        max_new_tokens=options.max_new_tokens,
+        notify=notify,
+    )
+    _measure_model(FLEXIDEPTH, checkpoint, options, measurer)
+    _measure_baselines(checkpoint, options, measurer)
+    for name, other in others.items():
+        _measure_model(name, other, options, measurer)
+    header = _header(options, checkpoint, data, machine, record.identity)
+    result = EvalResult(header, list(record.points.values()), list(record.rows.values()))
+    if output_dir is not None:
+        for path in write_results(result, output_dir):
+            notify(f"wrote {path}")
+        record.discard()
+    return result
+
+
+def _measure_model(
+    method: str, checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer
+) -> None:
+    """The points of a model with routers; the evaluated one's also give the base model's rows."""
+    routed = checkpoint.config.num_routed_layers
+    evaluated = method == FLEXIDEPTH
+    wanted = not evaluated or FLEXIDEPTH in options.methods
+    asked = [n for n in options.skipped if n <= routed and measurer.missing(method, n)]
+    kinds = measurer.data.kinds if wanted and routed else {}
+    if not (evaluated or asked or kinds):
+        return
+    with _loaded(checkpoint, options) as llm:
+        beginning = measurer.data.calibration[0][:_COMPARED_TOKENS]
+        trace = trace_windows(llm.engine, [beginning], base_point())
+        if evaluated:
+            measurer.base_reference = trace
+            measurer.measure(llm, base_point())
+        _check_same_base(method, trace, measurer.base_reference)
+        if not wanted:
+            return
+        finder = ThresholdFinder(llm.engine, measurer.data.calibration)
+        for number in asked:
+            measurer.measure(llm, _model_point(method, number, finder), checkpoint.config)
+        if kinds:
+            number = min(options.kinds_skipped, routed)
+            measurer.measure_kinds(llm, _model_point(method, number, finder))
+
+
+def _model_point(method: str, number: float, finder: ThresholdFinder) -> Point:
+    """The model's own routing, with thresholds turned until `number` layers are skipped."""
+    dial = finder.find(number)
+    details = {
+        "offset": dial.offset,
+        "calibration_skipped": dial.skipped,
+        "thresholds": dial.thresholds,
+    }
+    # With the gate "multiplier" a layer that runs is not the base model's.
+    plain = number == 0 and finder.engine.config.gate == "straight_through"
+    return Point(method, number, thresholds=dial.thresholds, details=details, same_as_base=plain)
+
+
+def _measure_baselines(checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer) -> None:
+    """Layers skipped at random and layers dropped; numbers of layers that are not whole are left out."""
+    whole = [n for n in options.skipped if float(n).is_integer()]
+    methods = [m for m in options.methods if m != FLEXIDEPTH]
+    if not any(measurer.missing(method, n) for method in methods for n in whole):
+        return
+    influence: list[float] = []
+    if SHORTGPT in methods or SHORTGPT_ROUTED in methods:
+        measurer.notify("block influence of each layer")
+        influence = block_influence(checkpoint, measurer.data.calibration)
+    with _loaded(without_adapters(checkpoint), options) as llm:
+        for method in methods:
+            for point in _baseline_points(method, whole, checkpoint, options, llm, influence):
+                measurer.measure(llm, point)
+
+
+def _baseline_points(
+    method: str,
+    skipped: Sequence[float],
+    checkpoint: Checkpoint,
+    options: EvalOptions,
+    llm: FlexiDepth,
+    influence: Sequence[float],
+) -> list[Point]:
+    routed = checkpoint.config.routing_layers
+    if method == RANDOM:
+        return random_points(
+            skipped, routed, llm.config, seed=options.seed, positions=llm.max_length
+        )
+    among = routed if method == SHORTGPT_ROUTED else range(len(influence))
+    return dropping_points(method, skipped, influence, among)
+
+
+@contextmanager
+def _loaded(checkpoint: Checkpoint, options: EvalOptions) -> Iterator[FlexiDepth]:
+    engine = load_engine(
+        checkpoint,
+        resolve_dtype(options.dtype),
+        num_threads=options.num_threads,
+        strict_router=False,
+        progress=None,
+    )
+    with FlexiDepth(
+        engine,
+        checkpoint.config,
+        checkpoint.tokenizer(),
+        routers_trained=checkpoint.routers_trained,
+        source=checkpoint.source,
+    ) as llm:
+        yield llm
+
+
+def _check_same_base(method: str, own: Trace, base: Trace | None) -> None:
+    """Raise where a further checkpoint makes something else of the same text, with every layer run."""
+    assert base is not None  # the evaluated model comes first
+    apart = float((own.logprobs - base.logprobs).abs().mean())
+    if apart > _SAME_BASE:
+        raise ValueOutOfRangeError(
+            f"eval: {method!r} is of another base model: with every layer run its log-probabilities are {apart:.3f} "
+            f"nats a token away, {_SAME_BASE} are allowed; leave it out, or evaluate it by itself"
+        )
+
+
+def _identity(
+    options: EvalOptions,
+    checkpoint: Checkpoint,
+    others: dict[str, Checkpoint],
+    machine: dict[str, Any],
+) -> dict[str, Any]:
+    models = {options.model: checkpoint, **{options.also[n]: c for n, c in others.items()}}
+    return {
+        "options": options.identity(),
+        "isa": _C.OpContext(1).isa,
+        "models": {name: model_digest(c.source) for name, c in models.items()},
+        "data": data_digests(options),
+        "commit": machine["commit"],
+        "versions": machine["versions"],
+    }
+
+
+def _header(
+    options: EvalOptions,
+    checkpoint: Checkpoint,
+    data: EvalData,
+    machine: dict[str, Any],
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    config = checkpoint.config
+    return {
+        "format": FORMAT,
+        "model": options.model,
+        "routers_trained": checkpoint.routers_trained,
+        "dtype": str(resolve_dtype(options.dtype)).removeprefix("torch."),
+        "num_layers": config.num_hidden_layers,
+        "routing_layers": list(config.routing_layers),
+        "adapter_dim": config.adapter_dim,
+        "calibrated_on": data.calibrated_on,
+        "calibration_tokens": sum(map(len, data.calibration)),
+        "command": "flexidepth " + shlex.join(sys.argv[1:]),
+        "machine": machine,
+        **identity,
+    }

@@ -1,0 +1,78 @@
+"""Answers by likelihood: what loglikelihood() gives, contexts shared."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from flexidepth import FlexiDepth
+from flexidepth.evaluation.choices import choice_logprobs, score_questions, standard_error
+from flexidepth.evaluation.points import Point, base_point
+from flexidepth.evaluation.questions import EncodedQuestion, Question, encode_question
+
+from .conftest import sentence
+
+QUESTIONS = [
+    Question(f"Question: {sentence(i, 3 + 5 * i)}?\nAnswer:", choices, 0)
+    for i, choices in enumerate(
+        (["A", "the cat sat", "mat"], ["on a mat", "x"], ["to be there", "at noon", "no", "it was"])
+    )
+]
+
+
+def encoded(llm: FlexiDepth) -> list[EncodedQuestion]:
+    return [encode_question(question, llm.tokenizer) for question in QUESTIONS]
+
+
+@pytest.mark.parametrize(
+    "point", [base_point(), Point("flexidepth", 1), Point("r", 1, force=1 / 3)]
+)
+def test_likelihoods_are_those_of_whole_texts(llm: FlexiDepth, point: Point) -> None:
+    routing, thresholds = point.resolve(llm.config)
+    found, jobs = choice_logprobs(llm.engine, encoded(llm), routing, thresholds)
+    for question, values in zip(QUESTIONS, found, strict=True):
+        want = [
+            llm.loglikelihood(question.context, " " + choice, force_routing=point.force)[0]
+            for choice in question.choices
+        ]
+        assert values == pytest.approx(want, rel=1e-4)
+    computed = sum(len(job.ids) for job in jobs)
+    contexts = sum(len(question.context) for question in QUESTIONS)
+    behind = sum(len(choice) for question in QUESTIONS for choice in question.choices)
+    assert computed == contexts + behind  # a choice's space is computed, its last letter is not
+    assert all(job.cache.length == 0 for job in jobs)
+
+
+def test_accuracy_counts_the_likeliest(llm: FlexiDepth) -> None:
+    routing, _ = base_point().resolve(llm.config)
+    questions = encoded(llm)
+    found, _ = choice_logprobs(llm.engine, questions, routing, None)
+    best = [values.index(max(values)) for values in found]
+    normed = [
+        [v / n for v, n in zip(f, q.lengths, strict=True)]
+        for f, q in zip(found, questions, strict=True)
+    ]
+    best_normed = [values.index(max(values)) for values in normed]
+    assert best != best_normed  # so that the one is not mistaken for the other
+
+    def with_gold(golds: list[int]) -> list[EncodedQuestion]:
+        return [
+            EncodedQuestion(q.context, q.choices, q.lengths, gold)
+            for q, gold in zip(questions, golds, strict=True)
+        ]
+
+    right = score_questions(llm.engine, with_gold(best), base_point())
+    assert (right.acc, right.acc_stderr, right.questions, right.skipped) == (1, 0, 3, 0)
+    assert right.acc_norm == sum(a == b for a, b in zip(best, best_normed, strict=True)) / 3
+    assert score_questions(llm.engine, with_gold(best_normed), base_point()).acc_norm == 1
+
+
+def test_skipped_layers_are_counted_over_all_tokens(llm: FlexiDepth) -> None:
+    point = Point("random", 1, force=1 / 3)
+    assert score_questions(llm.engine, encoded(llm), point).skipped == 1
+
+
+def test_standard_error() -> None:
+    assert standard_error(0.5, 101) == pytest.approx(0.05)
+    assert math.isnan(standard_error(1.0, 1))

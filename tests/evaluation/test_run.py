@@ -1,0 +1,334 @@
+"""A whole evaluation: every row, what is shared, what survives an interruption, what is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+
+from flexidepth import FlexiDepth
+from flexidepth.errors import SaveError, UnsupportedError, ValueOutOfRangeError
+from flexidepth.evaluation import EvalOptions, EvalResult, evaluate, measure
+from flexidepth.evaluation.points import METHODS
+from flexidepth.evaluation.record import PARTIAL
+from flexidepth.evaluation.report import report_text
+from flexidepth.evaluation.rows import AnswersRow, KindRow, TaskRow, TextRow
+
+from .conftest import save_tiny, sentence, write_lines
+
+Make = Callable[..., EvalOptions]
+
+
+@pytest.fixture
+def make(model: Path, prose: Path, chat: Path) -> Make:
+    """Options for a small run; arguments change them."""
+
+    def options(**changes: Any) -> EvalOptions:
+        values: dict[str, Any] = {
+            "model": str(model),
+            "texts": {"prose": prose, "chat": chat},
+            "skipped": [0, 1, 2],
+            "tokens": 200,
+            "window": 100,
+            "calibration_tokens": 200,
+            "limit": 6,
+            "answers": 2,
+            "max_new_tokens": 8,
+            "per_kind": 0,
+            "dtype": "float32",
+            "num_threads": 1,
+        }
+        return EvalOptions(**{**values, **changes})
+
+    return options
+
+
+@pytest.fixture(scope="module")
+def everything(
+    tmp_path_factory: pytest.TempPathFactory, model: Path, prose: Path, chat: Path, tasks: Path
+) -> tuple[EvalResult, Path, list[str]]:
+    """(result, folder, lines said) of a run of all parts and methods, with a further checkpoint."""
+    folder = tmp_path_factory.mktemp("everything") / "results"
+    wide = save_tiny(tmp_path_factory.mktemp("models") / "wide", adapter_reduction_factor=2)
+    prompts = {"copy": [[{"role": "user", "content": sentence(i, 4)}] for i in range(2)]}
+    options = EvalOptions(
+        str(model),
+        texts={"prose": prose, "chat": chat},
+        tasks=tasks,
+        skipped=[0, 1, 2],
+        also={"wide": str(wide)},
+        tokens=200,
+        window=100,
+        calibration_tokens=200,
+        limit=6,
+        answers=2,
+        max_new_tokens=8,
+        per_kind=2,
+        kinds_skipped=1,
+        dtype="float32",
+        num_threads=1,
+    )
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flexidepth.evaluation.data.made_prompts", lambda *_: prompts)
+        return evaluate(options, output_dir=folder, notify=said.append), folder, said
+
+
+def test_every_point_has_every_row(everything: tuple[EvalResult, Path, list[str]]) -> None:
+    result, _, said = everything
+    points = [("base", 0), *((m, n) for m in (*METHODS, "wide") for n in (0, 1, 2))]
+    for part, kind, subjects in (
+        ("text", TextRow, ["prose", "chat"]),
+        ("task", TaskRow, ["letters", "words"]),
+        ("answers", AnswersRow, [""]),
+    ):
+        found = {(r.method, r.asked, r.subject) for r in result.rows if isinstance(r, kind)}
+        assert found == {(*point, subject) for point in points for subject in subjects}, part
+    kinds = [(r.method, r.subject) for r in result.rows if isinstance(r, KindRow)]
+    assert kinds == [("flexidepth", "copy"), ("wide", "copy")]
+    assert any("other.jsonl is left out" in line for line in said)
+
+
+def test_rows_fit_the_model(everything: tuple[EvalResult, Path, list[str]], model: Path) -> None:
+    result, _, _ = everything
+    rows = {
+        (r.method, r.asked): r
+        for r in result.rows
+        if isinstance(r, TextRow) and r.subject == "prose"
+    }
+    base = rows["base", 0]
+    assert (base.ratio, base.agreement, base.skipped, base.nats_stderr) == (1, 1, 0, 0)
+    assert base.predictions == 198
+    # Nothing skipped is the base model, but for multiplier gates, which weigh what runs.
+    for method in METHODS[1:]:
+        assert rows[method, 0].perplexity == base.perplexity
+    assert rows["flexidepth", 0].ratio != 1 and rows["flexidepth", 0].skipped == 0
+    for (method, asked), row in rows.items():
+        assert row.ratio == pytest.approx(row.perplexity / base.perplexity)
+        if method in METHODS[1:]:
+            assert row.skipped == asked
+    near = rows["flexidepth", 1]
+    assert near.skipped == pytest.approx(1, abs=0.5)  # calibrated on other text of the same kind
+    point = next(p for p in result.points if (p["method"], p["asked"]) == ("flexidepth", 1))
+    assert point["calibration_skipped"] == pytest.approx(1, abs=0.02)
+    assert len(point["thresholds"]) == 3
+    assert rows["wide", 1].bytes_per_token > near.bytes_per_token
+
+
+def test_base_perplexity_is_that_of_score(
+    everything: tuple[EvalResult, Path, list[str]], llm: FlexiDepth, prose: Path
+) -> None:
+    from flexidepth.evaluation.texts import read_text_set
+
+    result, _, _ = everything
+    windows = read_text_set("x", prose, llm.tokenizer, tokens=200, window=100).windows
+    scores = llm.score(windows, force_routing="all")
+    lost = sum(-float(s.logprobs.sum()) for s in scores) / 198
+    base = next(r for r in result.rows if r.method == "base" and r.subject == "prose")
+    assert isinstance(base, TextRow)
+    assert base.perplexity == pytest.approx(math.exp(lost), rel=1e-4)
+
+
+def test_files(everything: tuple[EvalResult, Path, list[str]]) -> None:
+    result, folder, said = everything
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["eval.json", "eval.md", "eval.png", "kinds.png"]
+    assert f"wrote {folder / 'eval.json'}" in said
+    content = json.loads((folder / "eval.json").read_text())
+    assert content["format"] == "flexidepth-eval-1"
+    assert len(content["rows"]) == len(result.rows)
+    assert len(content["models"]) == 2 and len(content["data"]) == 5
+    assert all(
+        len(digest) == 64 for digest in [*content["models"].values(), *content["data"].values()]
+    )
+    assert content["machine"]["cpu"] and content["calibrated_on"].startswith("the text behind")
+    text = (folder / "eval.md").read_text()
+    assert text == report_text(result) + "\n"
+    for title in ("prose, 198 predictions", "letters, 6 questions", "greedy answers to 2 prompts"):
+        assert f"### {title}" in text
+    for name in ("eval.png", "kinds.png"):
+        assert matplotlib.image.imread(folder / name).ndim == 3
+
+
+def test_tables_are_rectangles_of_the_rows(
+    everything: tuple[EvalResult, Path, list[str]],
+) -> None:
+    from flexidepth.evaluation.report import tables
+
+    result, _, _ = everything
+    made = {table.title: table for table in tables(result)}
+    assert all(len(row) == len(t.headings) for t in made.values() for row in t.rows)
+    overview = made["prose: perplexity, times the base model's, by mean layers to skip"]
+    assert overview.headings == ["method", "0", "1", "2"]
+    assert [row[0] for row in overview.rows] == ["base", *METHODS, "wide"]
+    assert overview.rows[0][1:] == ["1.000", "-", "-"]
+    row = next(
+        r for r in result.rows if isinstance(r, TextRow) and r.key[1:] == ("random", 2, "prose")
+    )
+    assert overview.rows[2][3] == f"{row.ratio:.3f}"
+
+
+def test_only_what_is_given_is_measured(make: Make, prose: Path) -> None:
+    result = evaluate(make(texts={"prose": prose}, methods=["shortgpt"], skipped=[1]))
+    assert [row.key for row in result.rows] == [
+        ("text", "base", 0, "prose"),
+        ("text", "shortgpt", 1, "prose"),
+    ]
+
+
+def test_numbers_between_whole_ones_are_for_routers_alone(make: Make, prose: Path) -> None:
+    result = evaluate(make(texts={"prose": prose}, skipped=[0.5, 1], methods=METHODS[:2]))
+    points = [(row.method, row.asked) for row in result.rows]
+    assert points == [("base", 0), ("flexidepth", 0.5), ("flexidepth", 1), ("random", 1)]
+
+
+def test_straight_through_gates_begin_at_the_base_model(
+    make: Make, prose: Path, tmp_path: Path
+) -> None:
+    plain = save_tiny(tmp_path / "plain", gate="straight_through")
+    result = evaluate(
+        make(model=str(plain), texts={"prose": prose}, methods=["flexidepth"], skipped=[0, 1])
+    )
+    ratios = {(row.method, row.asked): row.ratio for row in result.rows if isinstance(row, TextRow)}
+    assert ratios["flexidepth", 0] == 1 != ratios["flexidepth", 1]
+
+
+def test_two_runs_are_equal(make: Make) -> None:
+    def figures() -> list[dict[str, Any]]:
+        rows = [row.to_dict() for row in evaluate(make()).rows]
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+    assert repr(figures()) == repr(figures())  # NaN equals itself in text
+
+
+def test_an_interrupted_run_goes_on(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(make())
+    trace, calls = measure.trace_windows, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return trace(*arguments)
+
+    monkeypatch.setattr(measure, "trace_windows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make(), output_dir=tmp_path)
+    kept = json.loads((tmp_path / PARTIAL).read_text())["rows"]
+    assert [path.name for path in tmp_path.iterdir()] == [PARTIAL] and 3 < len(kept) < 20
+    monkeypatch.setattr(measure, "trace_windows", trace)
+    said: list[str] = []
+    result = evaluate(make(num_threads=2), output_dir=tmp_path, notify=said.append)
+    assert said[0] == f"{len(kept)} rows of an interrupted run are kept"
+    assert not (tmp_path / PARTIAL).exists()
+
+    def figures(result: EvalResult) -> dict[Any, Any]:
+        return {r.key: repr({**r.to_dict(), "seconds": 0}) for r in result.rows}
+
+    assert figures(result) == figures(whole)
+    assert result.rows[0].seconds == kept[0]["seconds"]  # not measured again
+    assert len(result.points) == len(whole.points)
+
+
+@pytest.mark.parametrize("change", [{"tokens": 150}, {"dtype": "bfloat16"}, {"seed": 1}])
+def test_rows_of_other_options_are_not_taken(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    options = make(methods=["random"], answers=0)
+    monkeypatch.setattr("flexidepth.evaluation.record.Record.discard", lambda _: None)
+    evaluate(options, output_dir=tmp_path)
+    said: list[str] = []
+    evaluate(make(methods=["random"], answers=0, **change), output_dir=tmp_path, notify=said.append)
+    assert not any("are kept" in line for line in said)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"identity": 1}', "null"])
+def test_a_damaged_record_is_measured_anew(make: Make, tmp_path: Path, content: str) -> None:
+    (tmp_path / PARTIAL).write_text(content)
+    result = evaluate(make(methods=["random"], skipped=[1], answers=0), output_dir=tmp_path)
+    assert len(result.rows) == 4
+
+
+def test_a_checkpoint_of_another_base_is_refused(make: Make, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", seed=5)
+    with pytest.raises(ValueOutOfRangeError, match="'x' is of another base model"):
+        evaluate(make(also={"x": str(other)}, methods=[]))
+
+
+def test_a_further_checkpoint_with_fewer_routed_layers_gives_the_points_it_can(
+    make: Make, prose: Path, tmp_path: Path
+) -> None:
+    narrow = save_tiny(tmp_path / "narrow", routing_layers=[3])
+    result = evaluate(make(texts={"prose": prose}, also={"narrow": str(narrow)}, methods=[]))
+    assert [(r.method, r.asked) for r in result.rows] == [("base", 0), ("narrow", 0), ("narrow", 1)]
+
+
+def test_short_files_are_calibrated_on_themselves(make: Make, tmp_path: Path) -> None:
+    short = write_lines(tmp_path / "short.jsonl", [{"text": sentence(1, 30)}])
+    result = evaluate(make(texts={"short": short}, methods=["flexidepth"], skipped=[1]))
+    assert result.header["calibrated_on"].startswith("the measured text itself")
+    row = result.rows[-1]
+    assert row.skipped == pytest.approx(1, abs=0.02)
+
+
+def test_tasks_alone_take_their_calibration_from_a_file(
+    make: Make, tasks: Path, prose: Path
+) -> None:
+    result = evaluate(make(texts={}, tasks=tasks / "words.jsonl", calibration=prose, skipped=[1]))
+    assert {row.part for row in result.rows} == {"task"}
+    assert result.header["calibrated_on"] == str(prose)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"skipped": [4]}, r"cannot skip \[4\] layers; this model routes 3"),
+        ({"window": 2000}, "window is 2000 tokens; this model has 1024 positions"),
+    ],
+)
+def test_what_does_not_fit_the_model(make: Make, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueOutOfRangeError, match=message):
+        evaluate(make(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"skipped": []}, "wanted numbers of layers"),
+        ({"skipped": [-1]}, "wanted numbers of layers"),
+        ({"skipped": ["1"]}, "wanted numbers of layers"),
+        ({"skipped": [1, 1.0]}, "wanted each number once"),
+        ({"methods": ["laco"]}, r"methods \['laco'\]; wanted some of flexidepth, random"),
+        ({"also": {"random": "x"}}, "named 'random'; that name is taken"),
+        ({"texts": {}}, "neither texts nor tasks"),
+        ({"texts": {}, "tasks": Path("x")}, "no text to find thresholds on"),
+        ({"tokens": 1}, "tokens is 1; wanted a whole number, 2 or more"),
+        ({"limit": 0}, "limit is 0"),
+        ({"answers": -1}, "answers is -1"),
+    ],
+)
+def test_options_are_checked(make: Make, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueOutOfRangeError, match=message):
+        make(**change)
+
+
+def test_a_model_without_a_tokenizer_is_refused(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flexidepth.checkpoints.source.directory_tokenizer", lambda _: None)
+    with pytest.raises(UnsupportedError, match="without a tokenizer"):
+        evaluate(make())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SaveError, match="file is a file"):
+        evaluate(make(model="no such model"), output_dir=tmp_path / "file")

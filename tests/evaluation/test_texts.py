@@ -1,0 +1,90 @@
+"""Reading held-out texts: windows, calibration, prompts, bad files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flexidepth.errors import UnsupportedError, ValueOutOfRangeError
+from flexidepth.evaluation.texts import read_text_set
+from tests.api.tokenizers import byte_tokenizer
+
+from .conftest import sentence, write_lines
+
+
+def test_windows_hold_the_documents_one_behind_the_other(prose: Path) -> None:
+    tokenizer = byte_tokenizer()
+    text_set = read_text_set("prose", prose, tokenizer, tokens=250, window=100)
+    assert [len(window) for window in text_set.windows] == [100, 100, 50]
+    assert text_set.predictions == 247
+    text = tokenizer.decode([token for window in text_set.windows for token in window])
+    whole, _ = text.rsplit("\n\n", 1)
+    known = {sentence(i) for i in range(40)}
+    assert whole.split("\n\n") and set(whole.split("\n\n")) <= known
+
+
+def test_the_order_is_shuffled_and_always_the_same(prose: Path) -> None:
+    tokenizer = byte_tokenizer()
+
+    def read(seed: int) -> list[list[int]]:
+        return read_text_set("x", prose, tokenizer, tokens=200, window=100, seed=seed).windows
+
+    assert read(0) == read(0) != read(1)
+    first, second = (tokenizer.decode(read(seed)[0]).split()[0] for seed in (0, 1))
+    assert first != second
+
+
+def test_calibration_is_the_text_behind_the_measured_part(prose: Path) -> None:
+    tokenizer = byte_tokenizer()
+    longer = read_text_set("x", prose, tokenizer, tokens=500, window=100)
+    split = read_text_set("x", prose, tokenizer, tokens=300, window=100, calibration_tokens=150)
+    assert split.windows == longer.windows[:3]
+    assert split.calibration == [longer.windows[3], longer.windows[4][:50]]
+    short = read_text_set("x", prose, tokenizer, tokens=10**6, window=100, calibration_tokens=150)
+    assert short.calibration == []
+
+
+def test_a_window_begins_with_bos_where_texts_do(prose: Path) -> None:
+    plain = read_text_set("x", prose, byte_tokenizer(), tokens=99, window=99)
+    with_bos = read_text_set("x", prose, byte_tokenizer(adds_bos=True), tokens=200, window=100)
+    assert [len(window) for window in with_bos.windows] == [100, 100]
+    assert with_bos.windows[0] == [256, *plain.windows[0]]
+    assert 256 not in with_bos.windows[1][1:] and with_bos.windows[1][0] == 256
+
+
+def test_conversations_go_through_the_template(chat: Path) -> None:
+    tokenizer = byte_tokenizer()
+    text_set = read_text_set("chat", chat, tokenizer, tokens=400, window=400, num_prompts=3)
+    text = tokenizer.decode(text_set.windows[0])
+    assert text.startswith("<s>user\n") and "<s>assistant\n" in text
+    assert len(text_set.prompts) == 3
+    assert all(len(prompt) == 1 and prompt[0]["role"] == "user" for prompt in text_set.prompts)
+    assert text_set.prompts[0][0]["content"] in text
+    with pytest.raises(UnsupportedError, match=r"chat\.jsonl:\d+ is a conversation"):
+        read_text_set("chat", chat, byte_tokenizer(None), tokens=400, window=400)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "wanted an object"),
+        ('{"texts": "a"}', r"fields \['texts'\]; wanted 'text', or 'messages'"),
+        ('{"messages": [{"role": "user"}]}', "fields"),
+        ("", "no text of two tokens or more"),
+        ('{"text": 3}', "fields"),
+    ],
+)
+def test_lines_that_are_no_text(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(ValueOutOfRangeError, match=rf"bad\.jsonl.*{message}"):
+        read_text_set("bad", path, byte_tokenizer(), tokens=10, window=10)
+
+
+def test_empty_lines_are_passed_over(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"text": "abc"}])
+    path.write_text("\n" + path.read_text() + "\n\n")
+    text_set = read_text_set("a", path, byte_tokenizer(), tokens=10, window=10)
+    assert byte_tokenizer().decode(text_set.windows[0]) == "abc\n\n"
