@@ -14,25 +14,10 @@ from flexidepth.checkpoints import Checkpoint
 from tests.api.tokenizers import byte_tokenizer
 from tests.engine.conftest import tiny_config, tiny_model, weights_of
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "saw",
-    "that",
-    "it",
-    "was",
-    "good",
-    "to",
-    "be",
-    "there",
-    "at",
-    "noon",
-]
+WORDS = (
+    *("the", "cat", "sat", "on", "a", "mat", "and", "saw"),
+    *("that", "it", "was", "good", "to", "be", "there", "at", "noon"),
+)
 
 
 def save_tiny(folder: Path, seed: int = 0, **changes: Any) -> Path:

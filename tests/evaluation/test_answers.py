@@ -8,8 +8,10 @@ import pytest
 
 from flexidepth import FlexiDepth
 from flexidepth.evaluation.answers import Answers, answer_prompts
-from flexidepth.evaluation.kinds import measure_kind
+from flexidepth.evaluation.kinds import made_prompts, measure_kind
 from flexidepth.evaluation.points import Point, base_point
+
+from .conftest import sentence
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("the cat", "a mat at noon", "sat")]
 
@@ -55,3 +57,22 @@ def test_a_kind_that_skips_everything(llm: FlexiDepth) -> None:
     use = measure_kind(llm, "copy", PROMPTS, Point("flexidepth", 3, thresholds=[1.0, 1.0, 1.0]))
     assert use.prompt_layers == use.answer_layers == 1
     assert use.run_rates == [0, 0, 0]
+
+
+def test_prompts_of_every_kind_for_which_there_is_text() -> None:
+    said: list[str] = []
+    documents = [sentence(i, 40) for i in range(60)]
+    made = made_prompts(2, 0, documents, said.append)
+    assert {"copy", "summarise", "continue"} < set(made) and not said
+    prompts = [prompt for kind in made.values() for prompt in kind]
+    assert all(len(kind) == 2 for kind in made.values())
+    assert all(len(p) == 1 and p[0]["role"] == "user" and p[0]["content"] for p in prompts)
+    # "Training" texts are another split: none of these is asked in training.
+    assert (
+        made
+        == made_prompts(2, 0, documents, said.append)
+        != made_prompts(2, 1, documents, said.append)
+    )
+    fewer = made_prompts(2, 0, documents[:1], said.append)
+    assert set(made) - set(fewer) == {"summarise", "continue"}
+    assert len(said) == 2 and all(line.endswith("that kind is left out") for line in said)

@@ -19,7 +19,6 @@ from flexidepth.evaluation.questions import (
 from tests.api.tokenizers import byte_tokenizer, fallback_tokenizer
 
 ARC = {"text": ["sun", "moon"], "label": ["1", "2"]}
-CSQA = {"text": ["bank", "mall", "zoo"], "label": ["A", "B", "C"]}
 
 
 @pytest.mark.parametrize(
@@ -70,10 +69,20 @@ CSQA = {"text": ["bank", "mall", "zoo"], "label": ["A", "B", "C"]}
             0,
         ),
         (
-            {"question": "Where? ", "choices": CSQA, "answerKey": "C", "question_concept": "x"},
-            "Question: Where?\nA. bank\nB. mall\nC. zoo\nAnswer:",
-            ["A", "B", "C"],
-            2,
+            {
+                "query": "Question: Where?\nChoices:\nA. bank\nB. the mall\nAnswer:",
+                "choices": ["A", "B"],
+                "gold": 1,
+            },
+            "Question: Where?\nAnswer:",
+            ["bank", "the mall"],
+            1,
+        ),
+        (
+            {"query": "Plan A. Which?\nA. one\nAnswer:", "choices": ["A", "B"], "gold": 1},
+            "Plan A. Which?\nA. one\nAnswer:",
+            ["A", "B"],
+            1,
         ),
         (
             {"question": "Where?", "choices": ["bank", "mall"], "answer": "mall"},

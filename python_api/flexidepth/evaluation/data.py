@@ -61,12 +61,15 @@ def read_data(options: EvalOptions, tokenizer: Any, notify: Callable[[str], None
     ]
     calibration, source = _calibration(options, sets, tokenizer)
     prompts = [p for text_set in sets for p in text_set.prompts if _is_short(p, tokenizer)]
-    chats = getattr(tokenizer, "chat_template", None) is not None
+    kinds = {}
+    if options.per_kind and getattr(tokenizer, "chat_template", None) is not None:
+        documents = [document for text_set in sets for document in text_set.documents]
+        kinds = made_prompts(options.per_kind, options.seed, documents, notify)
     return EvalData(
         sets,
         {} if options.tasks is None else _read_tasks(options, tokenizer, notify),
         prompts[: options.answers],
-        made_prompts(options.per_kind, options.seed) if options.per_kind and chats else {},
+        kinds,
         calibration,
         source,
     )

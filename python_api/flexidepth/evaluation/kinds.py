@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..errors import ValueOutOfRangeError
 from .answers import greedy_outputs
 from .points import Point
 from .texts import Messages
@@ -60,8 +61,22 @@ def _mean_layers(ran: Tensor) -> float:
     return float(ran.sum(1).double().mean()) if len(ran) else float("nan")
 
 
-def made_prompts(per_kind: int, seed: int) -> dict[str, list[Messages]]:
-    """Prompts of made-up tasks, {kind: [messages]}."""
-    from ..training.made_tasks import KINDS, make_tasks
+def made_prompts(
+    per_kind: int, seed: int, documents: Sequence[str], notify: Callable[[str], None]
+) -> dict[str, list[Messages]]:
+    """Prompts of made-up tasks on which nothing trains, {kind: [messages]}.
 
-    return {kind: [task["messages"] for task in make_tasks(kind, per_kind, seed)] for kind in KINDS}
+    documents: texts to summarise and to continue. A kind for which they are too few is said and left out.
+    """
+    from ..training.made_tasks import FROM_TEXTS, KINDS, make_tasks
+
+    made = {}
+    for kind in KINDS:
+        texts = list(documents) if kind in FROM_TEXTS else None
+        try:
+            tasks = make_tasks(kind, per_kind, seed, split="eval", texts=texts)
+        except ValueOutOfRangeError as error:
+            notify(f"{error}; that kind is left out")
+            continue
+        made[kind] = [[{"role": "user", "content": task["prompt"]}] for task in tasks]
+    return made

@@ -1,7 +1,12 @@
-"""Multiple-choice questions in the forms that public sets come in, with the prompts of lm-eval."""
+"""Multiple-choice questions in the forms that public sets come in, with the prompts of lm-eval.
+
+But where a question lists its choices and wants a letter, the choices themselves are compared: a small model
+names the same letter whatever it is asked, and that cannot get worse.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +16,7 @@ from typing import Any
 from ..errors import ValueOutOfRangeError
 from .texts import read_records
 
+_LISTED = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
 _FORMS = (
     "query, choices, gold; goal, sol1, sol2, label; question or question_stem, choices, answer or answerKey; "
     "context, question, answerA, answerB, answerC, label"
@@ -88,7 +94,7 @@ def _by_form(record: dict[str, Any]) -> tuple[str, Sequence[Any], Any] | None:
         # Sets that leave the answer's cue to the harness.
         if query.startswith("Question:") and not query.rstrip().endswith("Answer:"):
             query = f"{query.rstrip()}\nAnswer:"
-        return query, record["choices"], record["gold"]
+        return *_without_letters(query, record["choices"]), record["gold"]
     if {"goal", "sol1", "sol2", "label"} <= fields:
         context = f"Question: {record['goal']}\nAnswer:"
         return context, [record["sol1"], record["sol2"]], _index(record["label"])
@@ -117,13 +123,16 @@ def _listed(record: dict[str, Any]) -> tuple[str, Sequence[Any], Any] | None:
     gold = gold if isinstance(gold, int) else _index(gold)
     if "question_stem" in record:
         return str(record["question_stem"]), choices, gold
-    question = f"Question: {str(record['question']).strip()}\n"
-    if (
-        "question_concept" in record
-    ):  # CommonsenseQA: the choices are listed, a letter is the answer
-        listed = "".join(f"{x}. {c}\n" for x, c in zip(labels, choices, strict=False))
-        return f"{question}{listed}Answer:", labels[: len(choices)], gold
-    return f"{question}Answer:", choices, gold
+    return f"Question: {str(record['question']).strip()}\nAnswer:", choices, gold
+
+
+def _without_letters(query: str, choices: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+    """(query, choices), with what "A. ...", "B. ..." in the query stand for in place of the letters."""
+    listed = _LISTED.findall(query)
+    if not listed or [letter for letter, _ in listed] != list(choices):
+        return query, choices
+    rest = _LISTED.sub("", query).replace("Choices:", "")
+    return re.sub(r"\n{2,}", "\n", rest), [text for _, text in listed]
 
 
 def _index(value: Any) -> Any:

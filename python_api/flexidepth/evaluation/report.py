@@ -200,5 +200,6 @@ def _notes() -> str:
         "every token, no adapters, and `shortgpt-routed` the same among the routed layers.\n"
         "`skipped` is the mean measured on the very tokens of the row. MB/token are the weights that decoding a token "
         "reads with so many layers skipped, adapters and routers included. ± % is the standard error of the "
-        "perplexity's ratio, in per cent of it, as if tokens were independent."
+        "perplexity's ratio, in per cent of it, as if tokens were independent. Tasks are asked as lm-eval does, but "
+        "the text of a choice is compared where a question lists its choices by letter."
     )

@@ -20,13 +20,15 @@ class TextSet:
     """A set of held-out texts.
 
     windows: what is measured, token ids. calibration: windows of the text behind these, for finding
-    thresholds; empty where the file is too short. prompts: first questions of its conversations.
+    thresholds; empty where the file is too short. prompts: first questions of its conversations. documents: its
+    texts that are no conversations.
     """
 
     name: str
     windows: list[list[int]]
     calibration: list[list[int]]
     prompts: list[Messages]
+    documents: list[str]
 
     @property
     def predictions(self) -> int:
@@ -100,7 +102,8 @@ def read_text_set(
     measured, rest = _take(windows, tokens)
     if not measured:
         raise ValueOutOfRangeError(f"eval: {path}: no text of two tokens or more in it")
-    return TextSet(name, measured, _take(rest, calibration_tokens)[0], prompts)
+    documents = [record["text"] for _, record in records if isinstance(record.get("text"), str)]
+    return TextSet(name, measured, _take(rest, calibration_tokens)[0], prompts, documents)
 
 
 def _whole_windows(tokens: int, window: int, size: int) -> int:
