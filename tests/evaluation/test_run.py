@@ -332,3 +332,23 @@ def test_a_folder_that_cannot_be_written_is_refused_first(make: Make, tmp_path: 
     (tmp_path / "file").touch()
     with pytest.raises(SaveError, match="file is a file"):
         evaluate(make(model="no such model"), output_dir=tmp_path / "file")
+
+
+def test_a_number_that_no_threshold_meets_is_said_and_left_out(
+    make: Make, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexidepth.training import calibration
+
+    found = calibration.calibrate
+
+    def calibrate(llm: Any, windows: Any, targets: list[float]) -> Any:
+        if targets == [1]:
+            raise ValueOutOfRangeError("calibrate: 1 layers skipped cannot be met")
+        return found(llm, windows, targets)
+
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
+    said: list[str] = []
+    options = make(texts={"prose": prose}, methods=["flexidepth"])
+    result = evaluate(options, notify=said.append)
+    assert [row.asked for row in result.rows if row.method == "flexidepth"] == [0, 2]
+    assert "flexidepth: calibrate: 1 layers skipped cannot be met; the point is left out" in said

@@ -20,21 +20,18 @@ class Job:
     """Tokens to append to a cache, and what is asked about what follows them.
 
     cache: of the sequence, each in one job at most. ids: token ids. asked: (i, token) pairs in order of i: the
-    log-probability of `token` behind ids[i]. keep_gates: whether gates and decisions are kept.
+    log-probability of `token` behind ids[i].
 
     Filled in: logprobs float32 [asked]; best int64 [asked], the likeliest token there; ran, how many
-    (token, routed layer) pairs ran; gates float32 and decisions uint8 [len(ids), routed layers].
+    (token, routed layer) pairs ran.
     """
 
     cache: KVCache
     ids: Sequence[int]
     asked: Sequence[tuple[int, int]]
-    keep_gates: bool = False
     logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
     best: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     ran: int = 0
-    gates: list[Tensor] = field(default_factory=list)
-    decisions: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,6 @@ def _collect(
     for piece, pairs in zip(pieces, asked, strict=True):
         job, rows = piece.job, slice(piece.row, piece.row + piece.stop - piece.start)
         job.ran += int(step.ran[rows].sum())
-        if job.keep_gates:
-            job.gates.append(step.gates[rows])
-            job.decisions.append(step.ran[rows])
         if pairs:
             at = torch.tensor([place[row] for row, _ in pairs])
             tokens = torch.tensor([token for _, token in pairs])

@@ -118,11 +118,12 @@ class Measurer:
                 **values,
             )
 
-    def _order(self, key: Key) -> tuple[int, list[str]]:
+    def _order(self, key: Key) -> tuple[int, int]:
+        """Where a row stands among those of its point."""
         part, _, _, subject = key
-        names = [text_set.name for text_set in self.data.sets] + list(self.data.tasks)
-        place = names.index(subject) if subject in names else 0
-        return ("text", "task", "answers").index(part), [f"{place:06}"]
+        names = [text_set.name for text_set in self.data.sets] if part == "text" else []
+        names += list(self.data.tasks) if part == "task" else []
+        return ("text", "task", "answers").index(part), names.index(subject) if names else 0
 
     def _copied(self, base: Row, point: Point, config: FlexiDepthConfig) -> Row:
         changes: dict[str, Any] = {"method": point.method, "asked": point.asked, "seconds": 0.0}

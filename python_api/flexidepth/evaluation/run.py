@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,15 +10,14 @@ from typing import Any
 
 import torch
 
-from flexidepth_ext import _C
-
 from ..bench.machine import describe_machine
 from ..checkpoints import Checkpoint, open_checkpoint
 from ..errors import ValueOutOfRangeError
 from ..llm import FlexiDepth
 from ..loading import load_engine, resolve_dtype
 from .ablation import without_adapters
-from .data import EvalData, data_digests, model_digest, read_data
+from .data import read_data
+from .header import make_header, make_identity
 from .influence import block_influence
 from .measure import Measurer
 from .options import EvalOptions
@@ -34,9 +31,8 @@ from .points import (
     dropping_points,
     random_points,
 )
-from .record import FORMAT, Record
+from .record import Record
 from .rows import Row
-from .thresholds import ThresholdFinder
 from .windows import Trace, trace_windows
 
 Notify = Callable[[str], None]
@@ -89,7 +85,7 @@ def evaluate(
     others = {name: open_checkpoint(model, notify=notify) for name, model in options.also.items()}
     data = read_data(options, checkpoint.tokenizer(), notify)
     machine = describe_machine()
-    identity = _identity(options, checkpoint, others, machine)
+    identity = make_identity(options, checkpoint, others, machine)
     record = Record(identity, output_dir)
     if record.rows:
         notify(f"{len(record.rows)} rows of an interrupted run are kept")
@@ -106,7 +102,7 @@ def evaluate(
     _measure_baselines(checkpoint, options, measurer)
     for name, other in others.items():
         _measure_model(name, other, options, measurer)
-    header = _header(options, checkpoint, data, machine, record.identity)
+    header = make_header(options, checkpoint, data, machine, record.identity)
     result = EvalResult(header, list(record.points.values()), list(record.rows.values()))
     if output_dir is not None:
         for path in write_results(result, output_dir):
@@ -135,25 +131,45 @@ def _measure_model(
         _check_same_base(method, trace, measurer.base_reference)
         if not wanted:
             return
-        finder = ThresholdFinder(llm.engine, measurer.data.calibration)
+        windows = measurer.data.calibration
         for number in asked:
-            measurer.measure(llm, _model_point(method, number, finder), checkpoint.config)
-        if kinds:
-            number = min(options.kinds_skipped, routed)
-            measurer.measure_kinds(llm, _model_point(method, number, finder))
+            if (point := _model_point(method, number, llm, windows, measurer.notify)) is not None:
+                measurer.measure(llm, point, checkpoint.config)
+        number = min(options.kinds_skipped, routed)
+        if kinds and (point := _model_point(method, number, llm, windows, measurer.notify)):
+            measurer.measure_kinds(llm, point)
 
 
-def _model_point(method: str, number: float, finder: ThresholdFinder) -> Point:
-    """The model's own routing, with thresholds turned until `number` layers are skipped."""
-    dial = finder.find(number)
+def _model_point(
+    method: str,
+    number: float,
+    llm: FlexiDepth,
+    windows: Sequence[Sequence[int]],
+    notify: Notify,
+) -> Point | None:
+    """The model's own routing, its thresholds turned until `number` layers are skipped; None, and said, where
+    no offset does that."""
+    from ..training.calibration import calibrate
+
+    routed = llm.config.num_routed_layers
+    if number in (0, routed):
+        thresholds = [float(number > 0)] * routed
+        # With the gate "multiplier" a layer that runs is not the base model's.
+        plain = number == 0 and llm.config.gate == "straight_through"
+        details: dict[str, Any] = {"thresholds": thresholds}
+        return Point(method, number, None, thresholds, details, same_as_base=plain)
+    try:
+        # One at a time: what another search found must not change this one's result.
+        (found,) = calibrate(llm, windows, [number]).points
+    except ValueOutOfRangeError as error:
+        notify(f"{method}: {error}; the point is left out")
+        return None
     details = {
-        "offset": dial.offset,
-        "calibration_skipped": dial.skipped,
-        "thresholds": dial.thresholds,
+        "offset": found.offset,
+        "calibration_skipped": found.layers_skipped,
+        "thresholds": found.thresholds,
     }
-    # With the gate "multiplier" a layer that runs is not the base model's.
-    plain = number == 0 and finder.engine.config.gate == "straight_through"
-    return Point(method, number, thresholds=dial.thresholds, details=details, same_as_base=plain)
+    return Point(method, number, None, found.thresholds, details)
 
 
 def _measure_baselines(checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer) -> None:
@@ -217,44 +233,3 @@ def _check_same_base(method: str, own: Trace, base: Trace | None) -> None:
             f"eval: {method!r} is of another base model: with every layer run its log-probabilities are {apart:.3f} "
             f"nats a token away, {_SAME_BASE} are allowed; leave it out, or evaluate it by itself"
         )
-
-
-def _identity(
-    options: EvalOptions,
-    checkpoint: Checkpoint,
-    others: dict[str, Checkpoint],
-    machine: dict[str, Any],
-) -> dict[str, Any]:
-    models = {options.model: checkpoint, **{options.also[n]: c for n, c in others.items()}}
-    return {
-        "options": options.identity(),
-        "isa": _C.OpContext(1).isa,
-        "models": {name: model_digest(c.source) for name, c in models.items()},
-        "data": data_digests(options),
-        "commit": machine["commit"],
-        "versions": machine["versions"],
-    }
-
-
-def _header(
-    options: EvalOptions,
-    checkpoint: Checkpoint,
-    data: EvalData,
-    machine: dict[str, Any],
-    identity: dict[str, Any],
-) -> dict[str, Any]:
-    config = checkpoint.config
-    return {
-        "format": FORMAT,
-        "model": options.model,
-        "routers_trained": checkpoint.routers_trained,
-        "dtype": str(resolve_dtype(options.dtype)).removeprefix("torch."),
-        "num_layers": config.num_hidden_layers,
-        "routing_layers": list(config.routing_layers),
-        "adapter_dim": config.adapter_dim,
-        "calibrated_on": data.calibrated_on,
-        "calibration_tokens": sum(map(len, data.calibration)),
-        "command": "flexidepth " + shlex.join(sys.argv[1:]),
-        "machine": machine,
-        **identity,
-    }

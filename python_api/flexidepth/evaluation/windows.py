@@ -50,42 +50,16 @@ class Trace:
 
 def trace_windows(engine: Engine, windows: Sequence[Sequence[int]], point: Point) -> Trace:
     """Run windows (each from an empty cache) through the engine as `point` routes."""
-    jobs = _run(engine, windows, point, predict=True, keep_gates=False)
-    return Trace(
-        torch.cat([job.logprobs for job in jobs]),
-        torch.cat([job.best for job in jobs]),
-        _mean_skipped(engine, jobs),
-    )
-
-
-def route_windows(
-    engine: Engine, windows: Sequence[Sequence[int]], point: Point
-) -> tuple[Tensor, float]:
-    """(gates float32 [tokens, routed layers], layers skipped by a token in the mean); computes no logits."""
-    jobs = _run(engine, windows, point, predict=False, keep_gates=True)
-    gates = torch.cat([part for job in jobs for part in job.gates])
-    return gates, _mean_skipped(engine, jobs)
-
-
-def _run(
-    engine: Engine,
-    windows: Sequence[Sequence[int]],
-    point: Point,
-    *,
-    predict: bool,
-    keep_gates: bool,
-) -> list[Job]:
     routing, thresholds = point.resolve(engine.config)
     jobs = []
     for window in windows:
-        asked = list(enumerate(window[1:])) if predict else []
-        job = Job(engine.new_cache(len(window)), window, asked, keep_gates)
+        job = Job(engine.new_cache(len(window)), window, list(enumerate(window[1:])))
         run_jobs(engine, [job], routing, thresholds)
         job.cache.release()
         jobs.append(job)
-    return jobs
-
-
-def _mean_skipped(engine: Engine, jobs: Sequence[Job]) -> float:
-    tokens = sum(len(job.ids) for job in jobs)
-    return engine.num_routed - sum(job.ran for job in jobs) / tokens
+    tokens = sum(map(len, windows))
+    return Trace(
+        torch.cat([job.logprobs for job in jobs]),
+        torch.cat([job.best for job in jobs]),
+        engine.num_routed - sum(job.ran for job in jobs) / tokens,
+    )

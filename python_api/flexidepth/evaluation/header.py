@@ -1,0 +1,61 @@
+"""What stands at the head of an evaluation: enough to run it again and to tell two runs apart."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+from flexidepth_ext import _C
+
+from ..checkpoints import Checkpoint
+from ..loading import resolve_dtype
+from .data import EvalData, data_digests, model_digest
+from .options import EvalOptions
+from .record import FORMAT
+
+
+def make_identity(
+    options: EvalOptions,
+    checkpoint: Checkpoint,
+    others: dict[str, Checkpoint],
+    machine: dict[str, Any],
+) -> dict[str, Any]:
+    """What the figures depend on: options, models and data by their digests, the program.
+
+    others: further checkpoints by their names.
+    """
+    models = {options.model: checkpoint, **{options.also[n]: c for n, c in others.items()}}
+    return {
+        "options": options.identity(),
+        "isa": _C.OpContext(1).isa,
+        "models": {name: model_digest(c.source) for name, c in models.items()},
+        "data": data_digests(options),
+        "commit": machine["commit"],
+        "versions": machine["versions"],
+    }
+
+
+def make_header(
+    options: EvalOptions,
+    checkpoint: Checkpoint,
+    data: EvalData,
+    machine: dict[str, Any],
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    """What was measured, on what, with what, on which machine."""
+    config = checkpoint.config
+    return {
+        "format": FORMAT,
+        "model": options.model,
+        "routers_trained": checkpoint.routers_trained,
+        "dtype": str(resolve_dtype(options.dtype)).removeprefix("torch."),
+        "num_layers": config.num_hidden_layers,
+        "routing_layers": list(config.routing_layers),
+        "adapter_dim": config.adapter_dim,
+        "calibrated_on": data.calibrated_on,
+        "calibration_tokens": sum(map(len, data.calibration)),
+        "command": "flexidepth " + shlex.join(sys.argv[1:]),
+        "machine": machine,
+        **identity,
+    }
