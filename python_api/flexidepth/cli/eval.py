@@ -19,6 +19,9 @@ Example: flexidepth eval my-model --prose prose.jsonl --tasks tasks/ --output-di
 """
 
 
+_FILE_WIDTH = 120
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(name="eval", help=_HELP)(evaluate_model)
@@ -144,6 +147,8 @@ def _print_tables(result: Any) -> None:
     from ..terminal import make_console
 
     console = make_console()
+    if not console.is_terminal:  # a file has no width; keep words whole
+        console.width = _FILE_WIDTH
     for table in tables(result):
         console.print(rich_table(table))
         console.print()
