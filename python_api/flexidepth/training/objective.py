@@ -173,7 +173,7 @@ class GateSlopes:
         for i, gates in enumerate(self._gates):
             if gates.requires_grad:
                 weight = (gates * (1 - gates)).detach() * credit[..., i]
-                gates.register_hook(partial(self._take, weight))
+                gates.register_hook(partial(self._take, weight))  # type: ignore[no-untyped-call]
         self._gates = []
 
     def _take(self, weight: Tensor, slope: Tensor) -> None:
