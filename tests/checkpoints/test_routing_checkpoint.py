@@ -405,3 +405,17 @@ def test_without_a_shipped_routing_the_default_model_has_seeded_ones(
 ) -> None:
     monkeypatch.setattr(source, "PRETRAINED", tmp_path / "none")
     assert open_checkpoint("smollm2-135m").routers_trained is False
+
+
+def test_routers_in_half_precision(llama_dir: Path, tmp_path: Path) -> None:
+    model = load_trainable(llama_dir, routing={"router_bias": True})
+    saved = save_routing(model, tmp_path / "r", base_model=llama_dir, router_dtype=torch.float16)
+    stored = load_file(saved / "routing.safetensors")
+    for name, tensor in stored.items():
+        wide = torch.bfloat16 if ".adapter." in name else torch.float16
+        assert tensor.dtype == (torch.float32 if tensor.dim() == 1 else wide), name
+    got = {n: p for n, p in load_trainable(saved).named_parameters() if ".router." in n}
+    for name, parameter in got.items():
+        assert torch.equal(parameter, stored[name].float()), name
+    with pytest.raises(DtypeError, match=r"router_dtype is torch\.int8"):
+        save_routing(model, tmp_path / "s", base_model=llama_dir, router_dtype=torch.int8)

@@ -147,3 +147,19 @@ def test_merge_writes_a_whole_model_with_its_dial(
     assert answers[0] == answers[1]
     assert "no routing checkpoint" in run("merge", out, tmp_path / "third").stderr
     assert run("merge", routing, tmp_path / "third", "--dtype", "int4").exit_code == 2
+
+
+def test_the_demo_lets_trained_routers_decide(
+    run: Command, routing: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("flexidepth.cli.demo._ROUNDS", 1)
+    demo = ("demo", routing, "--max-new-tokens", 4, "-t", 1)
+    result = run(*demo)
+    assert result.exit_code == 0, result.output
+    assert "--- the routers decide ---" in result.stdout
+    assert run("calibrate", routing, "--data", data, "--targets", "1,2", "-t", 1).exit_code == 0
+    result = run(*demo)
+    assert result.exit_code == 0, result.output
+    assert "the routers decide, quality: about 2 layers skipped a token" in result.stdout
+    assert "balanced" not in result.stdout and "not trained" not in result.stdout

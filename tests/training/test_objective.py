@@ -152,7 +152,8 @@ def test_the_price_that_balances_the_slope_leaves_none(batch):
     objective = RoutingObjective(model)
 
     def left_over(price):
-        got = objective(**batch, weights=Weights(), gate_offset=torch.zeros(3), price=price)
+        weights = Weights(kl=0.5)
+        got = objective(**batch, weights=weights, gate_offset=torch.zeros(3), price=price)
         got["loss"].backward()
         return got["slopes"].means() * got["tokens"].sum()
 
@@ -221,3 +222,60 @@ def test_mixed_precision_with_a_half_precision_base(batch, dtype):
     got["loss"].backward()
     assert model.model.layers[2].router.enc.weight.grad.dtype == torch.float32
     torch.testing.assert_close(got["loss"], want["loss"].detach(), rtol=0.1, atol=0.1)
+
+
+def test_exploring_gates_learn_where_they_skip(batch):
+    config = tiny_config(gate="straight_through", router_bias=True, routing_layers=[3])
+    model = tiny_model(config).train()
+    model.freeze_base()
+    model.explore_skips(0.3)
+    objective = RoutingObjective(model)
+    seen = {}
+    layer = model.model.layers[3]
+
+    def keep(_, arguments, output):
+        if output[1].requires_grad:
+            output[1].retain_grad()
+            seen.update(gates=output[1], run=output[2], credit=arguments[1].credits[3])
+
+    layer.register_forward_hook(keep)
+    got = objective(**batch, weights=Weights(kl=1.0), gate_offset=torch.zeros(3))
+    got["loss"].backward()
+    gates, run, credit = seen["gates"], seen["run"], seen["credit"]
+    explored = (gates > 0.5) & ~run
+    assert 0.1 < explored.sum() / (gates > 0.5).sum() < 0.5
+    assert torch.equal(credit, (~run).float() + 3 * explored)
+    assert not gates.grad[run].any()
+    real = batch["document_ids"] >= 0
+    assert gates.grad[~run & real].abs().max() > 0
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(batch["input_ids"]).run, model(batch["input_ids"]).run)
+
+
+def test_half_the_slope_is_what_skipping_costs_near_the_base_model(batch):
+    """One token of the last layer skips: half of dKL/dw against the KL itself."""
+    config = tiny_config(gate="straight_through", router_bias=True, routing_layers=[3])
+    model = tiny_model(config).train()
+    model.freeze_base()
+    with torch.no_grad():
+        model.model.layers[3].router.head.bias.fill_(40.0)
+        # An adapter that nearly is the layer, so that second order is all there is.
+        layer = model.model.layers[3]
+        layer.mlp.down_proj.weight.mul_(0.01)
+        layer.self_attn.o_proj.weight.mul_(0.01)
+        layer.adapter.down_proj.weight.zero_()
+    model.explore_skips(0.2)
+    seen = {}
+
+    def keep(_, __, output):
+        if output[1].requires_grad:
+            output[1].retain_grad()
+            seen.update(gates=output[1], run=output[2])
+
+    layer.register_forward_hook(keep)
+    got = RoutingObjective(model)(**batch, weights=Weights(lm=0.0, kl=1.0))
+    got["loss"].backward()
+    slopes = seen["gates"].grad[~seen["run"]]
+    estimate = -slopes.sum() / 4  # explored gates count four times
+    torch.testing.assert_close(estimate, got["kl"] / got["labels"], rtol=0.1, atol=0)

@@ -39,6 +39,7 @@ def save_routing(
     *,
     base_model: str | Path,
     dtype: torch.dtype = torch.bfloat16,
+    router_dtype: torch.dtype = torch.float32,
     routers_trained: bool = True,
 ) -> Path:
     """Write the routers and adapters of a model; `open_checkpoint` puts them on the base model again.
@@ -49,7 +50,8 @@ def save_routing(
     Args:
         base_model: where the base model is found again: "smollm2-135m", a hub id, a directory or a GGUF file, of
             which the absolute path is kept.
-        dtype: of the adapters' matrices; routers are stored in float32.
+        dtype: of the adapters' matrices. router_dtype: of the routers' matrices; gates move with it, so
+            calibrate what was stored. Norms and biases are stored in float32.
         routers_trained: written to config.json, for `open_checkpoint` to tell.
 
     Returns:
@@ -60,8 +62,10 @@ def save_routing(
             that is not finite. In each case what was there before is untouched and nothing is left behind.
         ValueOutOfRangeError: a model without routed layers. DtypeError: a dtype that is not stored.
     """
-    if dtype not in _DTYPES:
-        raise DtypeError(f"save: dtype is {dtype!r}; wanted one of {', '.join(map(str, _DTYPES))}")
+    for name, given in (("dtype", dtype), ("router_dtype", router_dtype)):
+        if given not in _DTYPES:
+            names = ", ".join(map(str, _DTYPES))
+            raise DtypeError(f"save: {name} is {given!r}; wanted one of {names}")
     config = model.config
     shapes = all_routing_shapes(config)
     if not shapes:
@@ -69,7 +73,10 @@ def save_routing(
     target = Path(directory).expanduser().resolve()
     _check_target(target)
     state = model.state_dict()
-    tensors = {name: _stored(name, state[name], dtype) for name in shapes}
+    tensors = {
+        name: _stored(name, state[name], router_dtype if ".router." in name else dtype)
+        for name in shapes
+    }
     content: dict[str, Any] = config.to_dict()
     content["architectures"] = ["FlexiDepthForCausalLM"]
     content[BASE_MODEL] = _lasting(base_model)
@@ -96,7 +103,7 @@ def save_routing(
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    wide = ".router." in name or tensor.dim() == 1
+    wide = tensor.dim() == 1
     stored = tensor.detach().to("cpu", torch.float32 if wide else dtype).contiguous()
     check_finite(name, stored)
     return stored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,6 @@ from .options import MODEL_HELP, Color, PreferHub, Threads
 
 if TYPE_CHECKING:
     from ..llm import FlexiDepth
-    from ..routing import ForceRouting
     from ..terminal import TokenPrinter
 
 _HELP = """Fetch the default model, answer with it, and measure speed against layers skipped.
@@ -55,17 +54,27 @@ def demo(
         if untrained(llm):
             print(_UNTRAINED)
         printer.legend()
-        _answer(
-            llm,
-            printer,
-            question,
-            max_new_tokens,
-            "every layer run: the base model's own answer",
-            "all",
-        )
-        title = f"{_SKIP_RATIO:.0%} of the routed layers skipped"
-        _answer(llm, printer, question, max_new_tokens, title, _SKIP_RATIO)
+        for title, routing in _ways(llm):
+            _answer(llm, printer, question, max_new_tokens, title, routing)
         _measure(llm)
+
+
+def _ways(llm: FlexiDepth) -> list[tuple[str, dict[str, Any]]]:
+    """What the answers are made with: every layer, then what the routers or, untrained, a ratio leave."""
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("every layer run: the base model's own answer", {"force_routing": "all"})
+    ]
+    presets = llm.config.skip_presets
+    if presets:
+        for name, skipped in sorted(presets.items(), key=lambda item: item[1]):
+            title = f"the routers decide, {name}: about {skipped:g} layers skipped a token"
+            ways.append((title, {"skip": name}))
+    elif untrained(llm):
+        title = f"{_SKIP_RATIO:.0%} of the routed layers skipped"
+        ways.append((title, {"force_routing": _SKIP_RATIO}))
+    else:
+        ways.append(("the routers decide", {}))
+    return ways
 
 
 def _answer(
@@ -74,7 +83,7 @@ def _answer(
     question: str,
     max_new_tokens: int,
     title: str,
-    force: ForceRouting,
+    routing: dict[str, Any],
 ) -> None:
     """Stream one answer, coloured, with its speed below."""
     print(f"\n--- {title} ---\n> {question}", flush=True)
@@ -82,7 +91,7 @@ def _answer(
     chats = getattr(llm.tokenizer, "chat_template", None) is not None
     prompt = [{"role": "user", "content": question}] if chats else question
     for chunk in llm.stream(
-        prompt, max_new_tokens=max_new_tokens, temperature=0, seed=0, force_routing=force
+        prompt, max_new_tokens=max_new_tokens, temperature=0, seed=0, **routing
     ):
         printer.token(chunk.text, chunk.layers_used)
         if chunk.output is not None:

@@ -159,7 +159,8 @@ class GateSlopes:
         """Within it, the gates of a forward pass are noted down."""
 
         def note(_: nn.Module, __: Any, output: tuple[Any, ...]) -> None:
-            self._gates.append(output[1])
+            if output[1].requires_grad:  # not those of the base model's own pass
+                self._gates.append(output[1])
 
         hooks = [layer.register_forward_hook(note) for layer in self._model.routed_layers()]
         try:
@@ -171,9 +172,8 @@ class GateSlopes:
     def read(self, credit: Tensor) -> None:
         """Make the noted gates report; credit float32 [batch, tokens, routed layers], 0 = of no account."""
         for i, gates in enumerate(self._gates):
-            if gates.requires_grad:
-                weight = (gates * (1 - gates)).detach() * credit[..., i]
-                gates.register_hook(partial(self._take, weight))  # type: ignore[no-untyped-call]
+            weight = (gates * (1 - gates)).detach() * credit[..., i]
+            gates.register_hook(partial(self._take, weight))  # type: ignore[no-untyped-call]
         self._gates = []
 
     def _take(self, weight: Tensor, slope: Tensor) -> None:
