@@ -19,9 +19,10 @@ _DPI = 150
 _DARK = "#d95f02"
 
 
-def _figure(
+def new_figure(
     width: float, height: float, rows: int = 1, ratios: list[float] | None = None
 ) -> tuple[Any, Any]:
+    """A matplotlib figure of so many inches, and its axes; FlexiDepthError where matplotlib is missing."""
     try:
         # A Figure of its own, without pyplot, needs no display and leaves the caller's alone.
         from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ def routing_figure(report: RoutingReport, max_tokens: int = _MAX_TOKENS) -> Any:
         )
     skip_rate = report.skip_rate
     width, height = max(6.0, 0.16 * len(tokens) + 2.5), 0.24 * len(skip_rate) + 4
-    figure, (top, bottom) = _figure(width, height, 2, [3, 1])
+    figure, (top, bottom) = new_figure(width, height, 2, [3, 1])
     _draw_decisions(top, report, start, skip_rate)
     _draw_layers_used(bottom, report, start)
     border = report.prompt_length - start
@@ -108,7 +109,7 @@ def speed_figure(result: dict[str, Any]) -> Any:
 
     result: the JSON of `flexidepth bench`. CheckpointError where it is not one with decode rows.
     """
-    figure, axis = _figure(7, 4.5)
+    figure, axis = new_figure(7, 4.5)
     try:
         if not result["decode"]:
             raise CheckpointError("plot: the benchmark has no decode rows; run it with -n above 0")
@@ -159,7 +160,7 @@ def quality_figure(result: dict[str, Any]) -> Any:
         sets = list(dict.fromkeys(row["subject"] for row in rows))
         if not sets:
             raise CheckpointError("plot: the evaluation has no texts; run it with --prose")
-        figure, axes = _figure(7, 3.6 * len(sets), len(sets))
+        figure, axes = new_figure(7, 3.6 * len(sets), len(sets))
         for axis, name in zip(axes if len(sets) > 1 else [axes], sets, strict=True):
             _draw_quality(axis, [row for row in rows if row["subject"] == name])
             axis.set_title(_label_title(f"{name}, {result['model']}"), fontsize=9)
@@ -197,7 +198,7 @@ def kinds_figure(result: dict[str, Any]) -> Any:
                 "plot: the evaluation has no kinds of tasks; run it with --per-kind above 0"
             )
         height = 0.4 * len(rows) + 1.6 * len(models)
-        figure, axes = _figure(9, height, len(models))
+        figure, axes = new_figure(9, height, len(models))
         for axis, model in zip(axes if len(models) > 1 else [axes], models, strict=True):
             image = _draw_kinds(axis, [row for row in rows if row["method"] == model])
             axis.set_title(_label_title(f"{model}, {result['model']}"), fontsize=9)

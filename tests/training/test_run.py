@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from flexidepth.checkpoints import open_checkpoint
+from flexidepth.cli.app import app
 from flexidepth.errors import OutOfMemoryError, SaveError, ValueOutOfRangeError
 from flexidepth.training import run as run_module
 from flexidepth.training.packing import collate
@@ -106,7 +108,7 @@ BUDGETS = {
 
 
 def losses(folder: Path) -> list[float]:
-    rows = json.loads((folder / "log.json").read_text())
+    rows = json.loads((folder / "log.json").read_text())["history"]
     return [row["loss"] for row in rows if "loss" in row]
 
 
@@ -124,12 +126,19 @@ def test_two_stages_leave_a_routing_checkpoint(base, data, tmp_path):
     assert any(".router.enc" in n for n in changed) and any(".adapter." in n for n in changed)
     first = losses(tmp_path / "run" / "adapters")
     assert first[-1] < first[0]
-    rows = json.loads((tmp_path / "run" / "budgets" / "log.json").read_text())
+    rows = json.loads((tmp_path / "run" / "budgets" / "log.json").read_text())["history"]
     logged = next(row for row in rows if "loss" in row)
+    assert logged["tokens_per_second"] > 0
     assert {"kl", "layers_used", "skip_loss", "skip_rate/2", "offset/0.5", "price/1"} <= set(logged)
     held_out = next(row for row in rows if "eval_1_kl" in row)
     assert held_out["eval_0.5_layers_skipped"] <= held_out["eval_1_layers_skipped"] <= 2
     assert (tmp_path / "run" / "budgets" / "curves.svg").exists()
+    for stage in ("adapters", "budgets"):
+        figure = tmp_path / f"{stage}.svg"
+        drawn = CliRunner().invoke(
+            app, ["plot", str(tmp_path / "run" / stage / "log.json"), "-o", str(figure)]
+        )
+        assert drawn.exit_code == 0 and figure.stat().st_size > 1000
 
 
 class Killed(Exception):

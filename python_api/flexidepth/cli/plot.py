@@ -10,10 +10,11 @@ import typer
 
 from .common import command_errors
 
-_HELP = """Draw a routing report, a benchmark or an evaluation as PNG or SVG.
+_HELP = """Draw a routing report, a benchmark, an evaluation or a training log as PNG or SVG.
 
 A routing report comes from `generate --routing-out`, a benchmark from `bench --output-dir` or
-`bench -o json`, an evaluation from `eval --output-dir` or `eval --json`.
+`bench -o json`, an evaluation from `eval --output-dir` or `eval --json`, a training log is the log.json of
+a stage.
 
 Example: flexidepth plot routing.json -o routing.png
 """
@@ -53,5 +54,9 @@ def plot(
         print(save_figure(speed_figure(content), out))
     elif kind.startswith("flexidepth-eval"):
         print(save_figure(quality_figure(content), out))
+    elif kind.startswith("flexidepth-training"):
+        from ..training.plot import training_figure
+
+        print(save_figure(training_figure(content.get("history", [])), out))
     else:
         print(save_figure(routing_figure(RoutingReport.from_json(text), max_tokens), out))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ValueOutOfRangeError
-from ..plots import _figure, save_figure
+from ..plots import new_figure, save_figure
 
 _LOSSES = ("lm_loss", "base_lm_loss", "kl", "skip_loss", "adapter_distance")
 
@@ -15,7 +15,7 @@ _LOSSES = ("lm_loss", "base_lm_loss", "kl", "skip_loss", "adapter_distance")
 def training_figure(log: Sequence[dict[str, Any]]) -> Any:
     """Losses, mean layers used, and a heat map of skip rates by layer, against optimiser steps.
 
-    log: `log_history` of the Trainer, as log.json in a stage's folder holds it.
+    log: `log_history` of the Trainer, the "history" of log.json in a stage's folder.
 
     Raises:
         ValueOutOfRangeError: a log without training figures.
@@ -24,7 +24,7 @@ def training_figure(log: Sequence[dict[str, Any]]) -> Any:
     if not rows:
         raise ValueOutOfRangeError("plot: the training log holds no figures yet")
     routed = "layers_used" in rows[0]
-    figure, axes = _figure(8, 9 if routed else 4, 3 if routed else 1)
+    figure, axes = new_figure(8, 9 if routed else 4, 3 if routed else 1)
     steps = [row["step"] for row in rows]
     losses = axes[0] if routed else axes
     for name in _LOSSES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from .trainer import Controller, RoutingTrainer, last_checkpoint
 
 RECIPE_FILE = "recipe.json"
 LOG_FILE = "log.json"
+LOG_FORMAT = "flexidepth-training 1"
 FIGURE_FILE = "curves.svg"
 RESULT_FOLDER = "routing"
 
@@ -140,7 +142,13 @@ def _run_stage(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if not trainer.is_world_process_zero():
         return
-    (folder / LOG_FILE).write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+    log = {
+        "format": LOG_FORMAT,
+        "stage": dataclasses.asdict(stage),
+        "recipe": recipe.to_dict(),
+        "history": trainer.state.log_history,
+    }
+    (folder / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n")
     with suppress(FlexiDepthError):  # without matplotlib the curves stay in the log
         write_training_figure(trainer.state.log_history, folder / FIGURE_FILE)
     save(model, folder / RESULT_FOLDER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         self._metrics = RunningMetrics(config.routing_layers, config.num_hidden_layers)
         self._batch = 0
         self._counts: Counts | None = None
+        self._tokens, self._since = 0.0, time.monotonic()  # since the last log
         # Of the step, a sequence a row: number of its budget, mean layers skipped, tokens; and slopes.
         self._skipped: list[Tensor] = []
         self._slopes: list[GateSlopes] = []
@@ -102,6 +104,7 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         # Gradients are averaged over the processes: each divides by its share of all tokens.
         both = self._sum(both) / self.args.world_size
         self._counts = Counts(both[0].float(), both[1].float())
+        self._tokens += float(both[1]) * self.args.world_size
         return batches, both[0]
 
     def compute_loss(
@@ -195,6 +198,9 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         """Trainer's log with our figures since the last one."""
         if "loss" in logs and self._metrics:
             logs |= self._metrics.means(self._sum)
+            now = time.monotonic()
+            logs["tokens_per_second"] = self._tokens / max(now - self._since, 1e-9)
+            self._tokens, self._since = 0.0, now
             if isinstance(self.controller, PenaltyController):
                 logs["alpha"] = self.controller.alpha
             elif self.controller is not None and self.controller.offsets:
