@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -15,6 +15,13 @@ from .rope_parameters import complete_rope_parameters, rope_parameters_of
 
 ROUTER_ORDERS = ("norm_tanh", "tanh_norm")
 GATES = ("multiplier", "straight_through")
+ABLATIONS = (
+    "linear_router",
+    "no_adapter",
+    "no_skipped_kv",
+    "attention_only",
+    "feed_forward_only",
+)
 BASE_MODEL_TYPES = ("llama", "qwen2", "mistral")
 _ROUTING_FIELDS = (
     "routing_layers",
@@ -24,6 +31,7 @@ _ROUTING_FIELDS = (
     "router_bias",
     "gate",
     "router_thresholds",
+    "ablations",
 )
 _DIAL_FIELDS = ("calibration", "skip_presets")
 _COUNTS = (
@@ -59,6 +67,8 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         router_bias: whether the router's logit has a bias.
         gate: "multiplier": feed-forward scaled by w, adapter by 1 - w; "straight_through": unscaled.
         router_thresholds: tau per routed layer, or one for all; a token runs a layer when w > tau.
+        ablations: what is taken away, see flexidepth.ablations: "linear_router", "no_adapter", "no_skipped_kv"
+            (keys and values of skipped tokens), "attention_only" or "feed_forward_only" (what is skipped).
         calibration: points {"layers_skipped": mean a token, "thresholds": [tau per routed layer]}, as
             `flexidepth calibrate` measures them; skip_presets: {name: layers skipped} (flexidepth.dial).
 
@@ -95,6 +105,7 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         router_bias: bool = False,
         gate: str = "multiplier",
         router_thresholds: float | Sequence[float] = 0.5,
+        ablations: Sequence[str] = (),
         calibration: list[dict[str, Any]] | None = None,
         skip_presets: Mapping[str, float] | None = None,
         use_cache: bool = True,
@@ -151,6 +162,7 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         self.router_bias = router_bias
         self.gate = gate
         self.router_thresholds: list[float] = router_thresholds  # type: ignore[assignment]
+        self.ablations = list(ablations)
         self.calibration = [] if calibration is None else calibration
         self.skip_presets = {} if skip_presets is None else skip_presets
         self.check()
@@ -257,6 +269,12 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
                 )
         _one_of("router_order", self.router_order, ROUTER_ORDERS, ValueOutOfRangeError)
         _one_of("gate", self.gate, GATES, ValueOutOfRangeError)
+        for name in self.ablations:
+            _one_of("ablations' entry", name, ABLATIONS, ValueOutOfRangeError)
+        if {"attention_only", "feed_forward_only"} <= set(self.ablations):
+            raise ValueOutOfRangeError(
+                f"config: ablations are {self.ablations}; attention_only and feed_forward_only exclude each other"
+            )
         check_thresholds(self.router_thresholds, len(layers), layers)
         check_dial(self.calibration, self.skip_presets, layers)
 
@@ -308,6 +326,11 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
             pad_token_id=base.pad_token_id,
             **routing,
         )
+
+
+def has_adapter(ablations: Collection[str]) -> bool:
+    """Whether skipped tokens have an adapter: not without one, nor where the feed-forward always runs."""
+    return not {"no_adapter", "attention_only"} & set(ablations)
 
 
 def _hint(word: object, allowed: Sequence[str]) -> str:

@@ -12,24 +12,25 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .config import FlexiDepthConfig
+from .config import FlexiDepthConfig, has_adapter
 
 
 def routing_shapes(config: FlexiDepthConfig, layer: int) -> dict[str, tuple[int, ...]]:
     """Canonical names and shapes of the router and adapter of one routed layer."""
     d, r, a = config.hidden_size, config.router_dim, config.adapter_dim
     prefix = f"model.layers.{layer}."
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{prefix}router.enc.weight": (r, d),
-        f"{prefix}router.norm.weight": (r,),
-        f"{prefix}router.dec.weight": (d, r),
-        f"{prefix}router.head.weight": (1, d),
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    if "linear_router" not in config.ablations:
+        shapes[f"{prefix}router.enc.weight"] = (r, d)
+        shapes[f"{prefix}router.norm.weight"] = (r,)
+        shapes[f"{prefix}router.dec.weight"] = (d, r)
+    shapes[f"{prefix}router.head.weight"] = (1, d)
     if config.router_bias:
         shapes[f"{prefix}router.head.bias"] = (1,)
-    shapes[f"{prefix}adapter.gate_proj.weight"] = (a, d)
-    shapes[f"{prefix}adapter.up_proj.weight"] = (a, d)
-    shapes[f"{prefix}adapter.down_proj.weight"] = (d, a)
+    if has_adapter(config.ablations):
+        shapes[f"{prefix}adapter.gate_proj.weight"] = (a, d)
+        shapes[f"{prefix}adapter.up_proj.weight"] = (a, d)
+        shapes[f"{prefix}adapter.down_proj.weight"] = (d, a)
     return shapes
 
 

@@ -215,7 +215,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Each token through its own path alone; scales [batch, tokens] of feed-forward and adapter."""
         fed, adapted = scales
-        ran, skipped = _rows(run), _rows(~run)
+        ran, skipped = rows_of(run), rows_of(~run)
         out = h.flatten(0, 1)
         if len(ran):
             attended = self.self_attn.selected(x, run, keys, values, step)
@@ -249,7 +249,7 @@ class DecoderLayer(nn.Module):
         h + skip + w * (run - skip) for the output, w the gate (Bengio et al., arXiv 1308.3432). 0 for running
         tokens unless of_running.
         """
-        ran, skipped = _rows(run), _rows(~run)
+        ran, skipped = rows_of(run), rows_of(~run)
         inputs, own = h.flatten(0, 1), out.flatten(0, 1)
         difference = torch.zeros_like(own)
         if of_running and len(ran):
@@ -281,6 +281,6 @@ def _explore(run: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return run, credit
 
 
-def _rows(chosen: Tensor) -> Tensor:
+def rows_of(chosen: Tensor) -> Tensor:
     """Numbers of the chosen tokens among all tokens of the batch."""
     return chosen.flatten().nonzero().flatten()

@@ -45,6 +45,11 @@ def load_engine(
     """Read the weights of a checkpoint into a new engine; OutOfMemoryError where they cannot fit."""
     from flexidepth_ext.engine import Engine
 
+    if checkpoint.config.ablations:
+        raise UnsupportedError(
+            f"model: the ablations {', '.join(checkpoint.config.ablations)} are for FlexiDepthForCausalLM "
+            "(load_trainable); the engine runs whole FlexiDepth models"
+        )
     _check_memory(checkpoint.nbytes_estimate(dtype))
     tensors = checkpoint.tensors()
     if progress is not None:

@@ -19,6 +19,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from . import reference
+from .ablations import AblatedLayer
 from .base_model import base_state
 from .checkpoints.model_saving import SurvivingSave
 from .config import FlexiDepthConfig
@@ -63,7 +64,7 @@ class FlexiDepthPreTrainedModel(SurvivingSave, PreTrainedModel):  # type: ignore
     config_class = FlexiDepthConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012  (transformers' own form)
+    _no_split_modules = ["DecoderLayer", "AblatedLayer"]  # noqa: RUF012  (transformers' own form)
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -93,9 +94,8 @@ class FlexiDepthModel(FlexiDepthPreTrainedModel):
         super().__init__(config)
         config.check()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
-        )
+        kind = AblatedLayer if config.ablations else DecoderLayer
+        self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()

@@ -113,6 +113,19 @@ def decide(gates: Tensor, thresholds: Tensor | float) -> Tensor:
     return gates > thresholds
 
 
+def linear_gate(
+    x: Tensor, head: Tensor, bias: Tensor | None, *, offset: Tensor | None = None
+) -> Tensor:
+    """Gate weights w = sigmoid(W_head x + b - offset) [...] of a router without a hidden layer, x [..., d]."""
+    wide = _wide(x.dtype)
+    logit = F.linear(x.to(wide), head.to(wide)).squeeze(-1)
+    if bias is not None:
+        logit = logit + bias.to(wide)
+    if offset is not None:
+        logit = logit - offset
+    return torch.sigmoid(logit)
+
+
 def gate_scales(gates: Tensor, run: Tensor, *, unit: bool) -> tuple[Tensor, Tensor]:
     """(scale of the feed-forward, scale of the adapter), 0 where the path is not taken.
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from flexidepth.checkpoints import open_checkpoint
 from flexidepth.cli.app import app
+from flexidepth.config import ABLATIONS
 from flexidepth.errors import OutOfMemoryError, SaveError, ValueOutOfRangeError
 from flexidepth.training import run as run_module
 from flexidepth.training.packing import collate
@@ -244,6 +245,21 @@ def test_sparsemixer_and_checkpointing_are_options(base, data, tmp_path):
     assert all(layer.sampled_gates for layer in starting_model(plan).routed_layers())
     run_recipe(plan, tmp_path / "run", data)
     assert len(losses(tmp_path / "run" / "s")) == 4
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablated_models_train(base, data, tmp_path, name):
+    routing = {
+        "gate": "straight_through",
+        "router_reduction_factor": 4,
+        "adapter_reduction_factor": 4,
+        "ablations": [name],
+    }
+    result = run_recipe(recipe(base, BUDGETS, routing=routing), tmp_path / "run", data)
+    assert open_checkpoint(result).config.ablations == [name]
+    if name == "no_adapter":
+        with pytest.raises(ValueOutOfRangeError, match="leave the stage out"):
+            run_recipe(recipe(base, ADAPTERS, routing=routing), tmp_path / "other", data)
 
 
 def test_a_result_that_is_there_is_not_trained_again(base, data, tmp_path, monkeypatch):

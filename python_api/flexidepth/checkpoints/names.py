@@ -37,6 +37,7 @@ _FIXED = {
     "router_order": "norm_tanh",
     "gate": "multiplier",
     "router_bias": False,
+    "ablations": [],
 }
 _FIXED_THRESHOLD = 0.5
 

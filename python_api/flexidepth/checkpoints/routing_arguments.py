@@ -9,7 +9,13 @@ from typing import Any
 from ..config import FlexiDepthConfig
 from ..errors import ValueOutOfRangeError
 
-_SHAPING = ("routing_layers", "router_reduction_factor", "adapter_reduction_factor", "router_bias")
+_SHAPING = (
+    "routing_layers",
+    "router_reduction_factor",
+    "adapter_reduction_factor",
+    "router_bias",
+    "ablations",
+)
 _COMPUTING = ("router_order", "gate")
 _FREE = (*_COMPUTING, "router_thresholds")
 

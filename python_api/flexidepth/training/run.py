@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from ..checkpoints import load_trainable, save_routing
 from ..checkpoints.trainable import load_routing
+from ..config import has_adapter
 from ..errors import FlexiDepthError, OutOfMemoryError, SaveError, ValueOutOfRangeError
 from ..modeling import FlexiDepthForCausalLM
 from .objective import Weights
@@ -117,6 +118,12 @@ def make_controller(stage: Stage, num_routed: int) -> Controller | None:
 def _run_stage(
     recipe: Recipe, stage: Stage, folder: Path, model: FlexiDepthForCausalLM, data: TrainingData
 ) -> None:
+    if stage.adapter and not has_adapter(model.config.ablations):
+        raise ValueOutOfRangeError(
+            f"training: stage {stage.name!r} trains adapters, and a model with the ablations "
+            f"{', '.join(model.config.ablations)} has none; leave the stage out"
+        )
+
     def save(network: FlexiDepthForCausalLM, path: Path) -> None:
         # In full precision: training goes on from it.
         save_routing(network, path, base_model=recipe.base_model, dtype=torch.float32)

@@ -1,0 +1,124 @@
+"""What the paper takes away from FlexiDepth to see what it is there for (arXiv 2503.23798, section 4.3).
+
+`FlexiDepthConfig.ablations` holds any of these names; the trainable model obeys them, the engine does not.
+Several together make other methods: a linear router that skips attention alone and keeps no keys and values of
+skipped tokens is MindSkip's (arXiv 2410.13184), with a decision a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from . import reference
+from .config import FlexiDepthConfig, has_adapter
+from .errors import UnsupportedError
+from .layers import Decision, DecoderLayer, StepInputs, rows_of
+
+
+class LinearRouter(nn.Module):
+    """w = sigmoid(W_head x + b): a router without a hidden layer."""
+
+    def __init__(self, config: FlexiDepthConfig) -> None:
+        super().__init__()
+        self.head = nn.Linear(config.hidden_size, 1, bias=config.router_bias)
+
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        """[..., d] -> [...] in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return reference.linear_gate(x, self.head.weight, self.head.bias, offset=offset)
+
+
+class AblatedLayer(DecoderLayer):
+    """A layer of a model with ablations."""
+
+    def __init__(self, config: FlexiDepthConfig, index: int) -> None:
+        super().__init__(config, index)
+        self.ablations: Collection[str] = frozenset(config.ablations)
+        if self.routed and "linear_router" in self.ablations:
+            self.router = LinearRouter(config)  # type: ignore[assignment]
+        if self.routed and not has_adapter(config.ablations):
+            del self.adapter
+
+    def forward(
+        self, h: Tensor, step: StepInputs, threshold: Tensor, decision: Decision
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As DecoderLayer's; UnsupportedError for no_skipped_kv with a cache, which keeps no decisions."""
+        forgets = self.routed and not decision.dense and "no_skipped_kv" in self.ablations
+        if forgets and step.cache is not None:
+            raise UnsupportedError(
+                "forward: a model with the ablation no_skipped_kv and a cache; give use_cache=False"
+            )
+        return super().forward(h, step, threshold, decision)
+
+    def _one_path(
+        self,
+        h: Tensor,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        step: StepInputs,
+        run: Tensor,
+        scales: Sequence[Tensor],
+    ) -> Tensor:
+        return self._path(h, x, keys, values, self._seen(step, run), run, scales)
+
+    @torch.no_grad()
+    def _difference(
+        self,
+        h: Tensor,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        step: StepInputs,
+        run: Tensor,
+        _: Tensor,
+        of_running: bool,
+    ) -> Tensor:
+        seen, one = self._seen(step, run), torch.ones(run.shape, device=run.device)
+        every, zero = torch.ones_like(run), torch.zeros_like(one)
+        full = self._path(h, x, keys, values, seen, every, (one, zero))
+        short = self._path(h, x, keys, values, seen, ~every, (zero, one))
+        counted = every if of_running else ~run
+        return (full - short) * counted[..., None]
+
+    def _path(
+        self,
+        h: Tensor,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        step: StepInputs,
+        run: Tensor,
+        scales: Sequence[Tensor],
+    ) -> Tensor:
+        every = torch.ones_like(run)
+        attends = every if "feed_forward_only" in self.ablations else run
+        feeds = every if "attention_only" in self.ablations else run
+        fed, adapted = (scale.flatten()[:, None].to(h.dtype) for scale in scales)
+        out = h.flatten(0, 1)
+        if len(rows := rows_of(attends)):
+            change = self.self_attn.selected(x, attends, keys, values, step)
+            if "attention_only" in self.ablations:
+                change = change * fed.index_select(0, rows)
+            out = out.index_add(0, rows, change.to(h.dtype))
+        y = self.post_attention_layernorm(out)
+        if len(rows := rows_of(feeds)):
+            change = self.mlp(y.index_select(0, rows))
+            if "attention_only" not in self.ablations:
+                change = change * fed.index_select(0, rows)
+            out = out.index_add(0, rows, change.to(h.dtype))
+        if len(rows := rows_of(~feeds)) and has_adapter(self.ablations):
+            change = adapted.index_select(0, rows) * self.adapter(y.index_select(0, rows))
+            out = out.index_add(0, rows, change.to(h.dtype))
+        return out.view_as(h)
+
+    def _seen(self, step: StepInputs, run: Tensor) -> StepInputs:
+        """Without keys and values of skipped tokens where they are ablated; a token still sees itself."""
+        if "no_skipped_kv" not in self.ablations:
+            return step
+        own = torch.eye(run.shape[1], dtype=torch.bool, device=run.device)
+        return replace(step, mask=step.mask & (run[:, None, :] | own))
