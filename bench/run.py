@@ -135,13 +135,14 @@ class _Peers:
             for kind in dict.fromkeys((dtype, torch.float32))
         ]
         self.llama_file: Path | None = None
-        if dtype != torch.bfloat16 or not checkpoint.source.endswith(".gguf"):
+        base = checkpoint.base or checkpoint.source
+        if dtype != torch.bfloat16 or not base.endswith(".gguf"):
             notify("llama.cpp is left out: it runs bfloat16 from a GGUF file")
             return
         try:
             from .peers import llama_cpp
 
-            self.llama_file = llama_cpp.bf16_file(Path(checkpoint.source))
+            self.llama_file = llama_cpp.bf16_file(Path(base))
         except ImportError:
             notify(
                 "llama.cpp is left out: pip install llama-cpp-python (or flexidepth[peers]) adds it"

@@ -66,6 +66,7 @@ class FlexiDepth:
         *,
         routers_trained: bool,
         source: str,
+        base_source: str | None = None,
         max_length: int | None = None,
     ) -> None:
         self.engine = engine
@@ -73,6 +74,7 @@ class FlexiDepth:
         self.tokenizer = tokenizer
         self.routers_trained = routers_trained
         self.source = source
+        self.base_source = base_source or source  # where the base model's weights lie
         self.max_length = resolve_max_length(max_length, config)
         self._lock = threading.Lock()
 
@@ -150,6 +152,7 @@ class FlexiDepth:
             tokenizer,
             routers_trained=checkpoint.routers_trained,
             source=checkpoint.source,
+            base_source=checkpoint.base,
             max_length=max_length,
         )
 

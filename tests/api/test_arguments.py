@@ -190,7 +190,7 @@ def test_what_a_processor_returns_is_checked(llm, result, message):
 
 
 def test_no_end_token_at_all(llm):
-    for none in (-1, [], (), np.int64(-1)):
+    for none in (-1, [], (), [-1], np.int64(-1)):
         out = llm.generate(PROMPT, max_new_tokens=60, eos_token_id=none)
         assert out.finish_reason == "length" and len(out.token_ids) == 60
     first = llm.generate(PROMPT, max_new_tokens=1).token_ids

@@ -41,7 +41,7 @@ class StubModel:
         skip_presets={"quality": 1.0},
     )
     tokenizer = StubTokenizer()
-    routers_trained, source, max_length = True, "here", 64
+    routers_trained, source, base_source, max_length = True, "here", "here", 64
 
     def __init__(self, calls: Calls) -> None:
         self.calls = calls

@@ -49,7 +49,9 @@ def demo(
     ) as llm:
         config = llm.config
         printer = TokenPrinter(color, *layer_scale(config))
-        print(f"{model}, kept in {llm.source}")
+        print(f"{model}, kept in {llm.base_source}")
+        if llm.source != llm.base_source:
+            print(f"trained routers and adapters: {llm.source}")
         print(f"{config.num_hidden_layers} layers, {config.num_routed_layers} of them routed")
         if untrained(llm):
             print(_UNTRAINED)

@@ -154,9 +154,9 @@ def _number(name: str, value: Any, allowed: Callable[[float], bool], wanted: str
 
 def _end_tokens(value: Any) -> tuple[int, ...]:
     """Token ids that end an answer; -1 alone stands for none."""
-    if as_whole(value) == -1:
-        return ()
     several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    if as_whole(value[0] if several and len(value) == 1 else value) == -1:
+        return ()
     ids = []
     for token in value if several else [value]:
         number = as_whole(token)
