@@ -253,6 +253,36 @@ def test_exploring_gates_learn_where_they_skip(batch):
         assert torch.equal(model(batch["input_ids"]).run, model(batch["input_ids"]).run)
 
 
+def test_the_price_balances_the_slopes_of_explored_gates_too(batch):
+    config = tiny_config(gate="straight_through", router_bias=True, routing_layers=[3])
+    model = tiny_model(config).train()
+    model.freeze_base()
+    model.explore_skips(0.3)
+    objective = RoutingObjective(model)
+    full = batch["document_ids"].ge(0).all(1)
+
+    def left_over(price):
+        torch.manual_seed(3)  # the same gates explored
+        got = objective(**batch, weights=Weights(kl=1.0), gate_offset=torch.zeros(3), price=price)
+        got["loss"].backward()
+        return got["slopes"].means() * got["tokens"].sum()
+
+    slopes = left_over(torch.zeros(3))
+    left = left_over(-slopes)
+    torch.testing.assert_close(left[full], torch.zeros_like(left[full]), rtol=0, atol=1e-5)
+    assert full.any() and slopes.abs().min() > 1e-4
+
+
+def test_steering_counts_what_the_thresholds_skip(batch):
+    config = tiny_config(gate="straight_through", router_bias=True)
+    model = tiny_model(config).train()
+    model.freeze_base()
+    plain = RoutingObjective(model)(**batch, weights=Weights())["skipped"][:, 0]
+    model.explore_skips(0.5)
+    explored = RoutingObjective(model)(**batch, weights=Weights())["skipped"][:, 0]
+    assert torch.equal(plain, explored)  # of the first routed layer, whose input is the same
+
+
 def test_half_the_slope_is_what_skipping_costs_near_the_base_model(batch):
     """One token of the last layer skips: half of dKL/dw against the KL itself."""
     config = tiny_config(gate="straight_through", router_bias=True, routing_layers=[3])

@@ -53,6 +53,8 @@ def test_paths_count_from_the_files_own_folder(tmp_path):
             {"stages": [{"name": "s", "tokens": 1, "budgets": [1], "target_layers_skipped": 2.0}]},
             "choose one",
         ),
+        ({"stages": [{"name": "s", "tokens": 1, "adapter": 1.0}]}, "set lm: 0.0"),
+        ({"stages": [{"name": "s", "tokens": 1, "exploration": 1.0}]}, "shares"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"batch_size": True}, "batch_size is True"),
         ({"data": {"train": "x"}}, "wanted a list"),

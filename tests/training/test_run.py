@@ -15,11 +15,18 @@ from typer.testing import CliRunner
 from flexidepth.checkpoints import open_checkpoint
 from flexidepth.cli.app import app
 from flexidepth.config import ABLATIONS
-from flexidepth.errors import OutOfMemoryError, SaveError, ValueOutOfRangeError
+from flexidepth.errors import (
+    CheckpointError,
+    OutOfMemoryError,
+    SaveError,
+    UnsupportedError,
+    ValueOutOfRangeError,
+)
 from flexidepth.training import run as run_module
 from flexidepth.training.packing import collate
 from flexidepth.training.recipe import Recipe
-from flexidepth.training.run import TrainingData, run_recipe, starting_model
+from flexidepth.training.run import TrainingData, run_recipe
+from flexidepth.training.start import starting_model
 from flexidepth.training.trainer import RoutingTrainer, last_checkpoint
 
 LENGTH = 32
@@ -105,6 +112,7 @@ BUDGETS = {
     "lm": 0.0,
     "kl": 1.0,
     "budgets": [0.5, 1],
+    "exploration": 0.1,
 }
 
 
@@ -161,7 +169,11 @@ def killed_run(plan: Recipe, folder: Path, data: TrainingData, monkeypatch, step
 
 
 @pytest.mark.parametrize(
-    "stage", [BUDGETS, {**BUDGETS, "budgets": None, "target_layers_skipped": 1.0, "lm": 1.0}]
+    "stage",
+    [
+        BUDGETS,
+        {**BUDGETS, "budgets": None, "exploration": 0.0, "target_layers_skipped": 1.0, "lm": 1.0},
+    ],
 )
 def test_a_killed_run_goes_on_with_the_same_curve(base, data, tmp_path, monkeypatch, stage):
     plan = recipe(base, ADAPTERS, stage)
@@ -218,9 +230,72 @@ def test_another_recipe_is_refused(base, data, tmp_path):
         run_recipe(recipe(base, ADAPTERS, seed=1), tmp_path / "run", data, resume=True)
 
 
-def test_out_of_memory_names_the_settings(base, data, tmp_path, monkeypatch):
+def test_what_only_changes_speed_may_differ(base, data, tmp_path):
+    first = run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
+    other = recipe(
+        base, ADAPTERS, batch_size=4, gradient_accumulation=1, save_steps=3, precision="float32"
+    )
+    assert run_recipe(other, tmp_path / "run", data, resume=True) == first
+    with pytest.raises(ValueOutOfRangeError, match="sequences a step was 4, is 8"):
+        run_recipe(
+            recipe(base, ADAPTERS, gradient_accumulation=4), tmp_path / "run", data, resume=True
+        )
+
+
+def test_killed_after_the_last_step(base, data, tmp_path, monkeypatch):
+    def dying(*_: Any) -> None:
+        raise Killed
+
+    plan = recipe(base, ADAPTERS)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_training_figure", dying)
+        with pytest.raises(Killed):
+            run_recipe(plan, tmp_path / "run", data)
+    before = losses(tmp_path / "run" / "adapters")
+    result = run_recipe(plan, tmp_path / "run", data, resume=True)
+    assert losses(tmp_path / "run" / "adapters") == before and result.is_dir()
+
+
+def test_wrong_later_stages_are_found_before_the_first_runs(base, data, tmp_path):
+    late = {"name": "late", "tokens": 128, "budgets": [5]}
+    with pytest.raises(ValueOutOfRangeError, match="budgets"):
+        run_recipe(recipe(base, ADAPTERS, late), tmp_path / "a", data)
+    assert not (tmp_path / "a" / "adapters").exists()
+    with pytest.raises(UnsupportedError, match="router_bias: true"):
+        routing = {"router_bias": False, "gate": "straight_through", "adapter_reduction_factor": 4}
+        run_recipe(recipe(base, ADAPTERS, BUDGETS, routing=routing), tmp_path / "b", data)
+
+
+def test_a_start_on_another_base_is_refused(base, data, tmp_path):
+    first = run_recipe(recipe(base, ADAPTERS), tmp_path / "a", data)
+    other = LlamaForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.5)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="another base model"):
+        run_recipe(recipe(tmp_path / "other", BUDGETS, start=str(first)), tmp_path / "b", data)
+
+
+def test_a_half_precision_base_trains_beside_float32_routers(base, data, tmp_path):
+    plan = recipe(base, ADAPTERS, BUDGETS, precision="bf16")
+    model = starting_model(plan)
+    assert model.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    result = run_recipe(plan, tmp_path / "run", data)
+    open_checkpoint(result)  # its base is the stored one
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_names_the_settings(base, data, tmp_path, monkeypatch, error):
     def burst(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     monkeypatch.setattr(RoutingTrainer, "compute_loss", burst)
     with pytest.raises(OutOfMemoryError, match=r"lower batch_size \(2\).*gradient_checkpointing"):

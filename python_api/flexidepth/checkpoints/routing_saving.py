@@ -41,6 +41,7 @@ def save_routing(
     dtype: torch.dtype = torch.bfloat16,
     router_dtype: torch.dtype = torch.float32,
     routers_trained: bool = True,
+    fingerprint: str | None = None,
 ) -> Path:
     """Write the routers and adapters of a model; `open_checkpoint` puts them on the base model again.
 
@@ -53,6 +54,8 @@ def save_routing(
         dtype: of the adapters' matrices. router_dtype: of the routers' matrices; gates move with it, so
             calibrate what was stored. Norms and biases are stored in float32.
         routers_trained: written to config.json, for `open_checkpoint` to tell.
+        fingerprint: base_fingerprint of the base model; None = of the model's own norms, which are not the stored
+            ones where it was loaded in a narrower type.
 
     Returns:
         The absolute path written.
@@ -80,7 +83,7 @@ def save_routing(
     content: dict[str, Any] = config.to_dict()
     content["architectures"] = ["FlexiDepthForCausalLM"]
     content[BASE_MODEL] = _lasting(base_model)
-    content[BASE_PRINT] = base_fingerprint(
+    content[BASE_PRINT] = fingerprint or base_fingerprint(
         config.num_hidden_layers, lambda names: (state[name] for name in names)
     )
     content[ROUTING_PRINT] = tensors_fingerprint(tensors.items())

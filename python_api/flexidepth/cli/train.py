@@ -65,4 +65,5 @@ def train(
         target_layers_skipped=target_layers_skipped,
     )
     result = train_recipe(chosen, output_dir, resume=resume, notify=say)
+    say(f"thresholds for numbers of layers skipped: flexidepth calibrate {result} --data TEXT")
     print(result)

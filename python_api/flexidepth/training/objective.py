@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import reference
 from ..modeling import FlexiDepthForCausalLM
 from .head_loss import head_losses
 
@@ -125,12 +126,17 @@ class RoutingObjective(nn.Module):
         return {
             "loss": loss,
             "penalty": penalty.detach(),
-            "skipped": (~out.run & token_mask[..., None]).sum(1),
+            "skipped": (self._skips(out.gates) & token_mask[..., None]).sum(1),
             "labels": (labels[:, 1:] != -100).sum(),
             "tokens": token_mask.sum(1),
             "slopes": slopes,
             **{name: value.detach() for name, value in sums.items()},
         }
+
+    def _skips(self, gates: Tensor) -> Tensor:
+        """What the thresholds alone would skip: neither drawn nor explored decisions, which end with training."""
+        thresholds = self.model.config.router_thresholds
+        return ~reference.decide(gates, torch.tensor(thresholds, device=gates.device))
 
     def _adapters(
         self, inputs: dict[str, Tensor], token_mask: Tensor, weight: float, counts: Counts
@@ -172,12 +178,14 @@ class GateSlopes:
     def read(self, credit: Tensor) -> None:
         """Make the noted gates report; credit float32 [batch, tokens, routed layers], 0 = of no account."""
         for i, gates in enumerate(self._gates):
-            weight = (gates * (1 - gates)).detach() * credit[..., i]
-            gates.register_hook(partial(self._take, weight))  # type: ignore[no-untyped-call]
+            spread = (gates * (1 - gates)).detach()
+            # A slope has its gate's credit in it already.
+            gates.register_hook(partial(self._take, spread, credit[..., i]))  # type: ignore[no-untyped-call]
         self._gates = []
 
-    def _take(self, weight: Tensor, slope: Tensor) -> None:
-        self._sums.append(torch.stack([(weight * slope).sum(1), weight.sum(1)], dim=1))
+    def _take(self, spread: Tensor, credit: Tensor, slope: Tensor) -> None:
+        sums = [(spread * slope).sum(1), (spread * credit).sum(1)]
+        self._sums.append(torch.stack(sums, dim=1))
 
     def means(self) -> Tensor:
         """float32 [batch]."""

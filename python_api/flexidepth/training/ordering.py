@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedError
 from ..modeling import FlexiDepthForCausalLM
 from .head_loss import head_losses
 
@@ -21,6 +20,13 @@ def skip_costs(model: FlexiDepthForCausalLM, batch: dict[str, Tensor]) -> Tensor
         batch: as training.packing.collate makes it.
     """
     model.eval()
+    device = model.device
+    half = model.model.embed_tokens.weight.dtype == torch.bfloat16
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        return _costs(model, batch)
+
+
+def _costs(model: FlexiDepthForCausalLM, batch: dict[str, Tensor]) -> Tensor:
     device = model.device
     inputs = {
         name: batch[name].to(device) for name in ("input_ids", "position_ids", "attention_mask")
@@ -45,15 +51,9 @@ def order_layers(
 ) -> Tensor:
     """Set the routers' biases by the logarithms of `skip_costs`, around `middle`; returns the costs.
 
-    Raises:
-        UnsupportedError: routers without a bias.
+    The routers must have biases.
     """
     routed = model.routed_layers()
-    if any(layer.router.head.bias is None for layer in routed):
-        raise UnsupportedError(
-            "training: order_layers sets the routers' biases, and these have none; set router_bias: true in "
-            "the recipe's routing"
-        )
     costs = skip_costs(model, batch)
     scores = costs.clamp(min=1e-9).log()
     scores = (scores - scores.mean()) / scores.std().clamp(min=1e-6)

@@ -61,10 +61,23 @@ class Stage:
 
     def __post_init__(self) -> None:
         _positive(self, "tokens", "learning_rate")
+        if self.router_learning_rate is not None:
+            _positive(self, "router_learning_rate")
         _not_negative(self, "warmup", "final_learning_rate", "lm", "kl", "skip_penalty", "adapter")
         if not self.lm + self.kl + self.adapter > 0:
             raise ValueOutOfRangeError(
                 f"recipe: stage {self.name!r} has the weights lm 0, kl 0, adapter 0; at least one must be above 0"
+            )
+        routed = self.lm or self.kl or self.skip_penalty or self.budgets or self.exploration
+        if self.adapter and (routed or self.target_layers_skipped is not None):
+            raise ValueOutOfRangeError(
+                f"recipe: stage {self.name!r} has adapter {self.adapter}, which trains the adapters alone; set lm: 0.0 "
+                "and leave kl, skip_penalty, budgets, target_layers_skipped and exploration out"
+            )
+        if not self.warmup < 1 or not 0 <= self.exploration < 1:
+            raise ValueOutOfRangeError(
+                f"recipe: stage {self.name!r} has warmup {self.warmup}, exploration {self.exploration}; both are "
+                "shares, from 0 to below 1"
             )
         if self.budgets and self.target_layers_skipped is not None:
             raise ValueOutOfRangeError(

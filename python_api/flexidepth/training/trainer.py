@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -129,7 +130,8 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
             mean = outputs["skipped"].sum(-1) / outputs["tokens"].clamp(min=1)
             numbers = torch.tensor(chosen, dtype=mean.dtype, device=mean.device)
             self._skipped.append(torch.stack([numbers, mean], dim=1))
-            self._slopes.append(outputs["slopes"])
+            if isinstance(self.controller, BudgetController):
+                self._slopes.append(outputs["slopes"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     @property
@@ -143,10 +145,12 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         """After an optimiser step: the controller takes in what its tokens skipped."""
         if not self._skipped:
             return
-        slopes = torch.cat([own.means() for own in self._slopes])
-        if self._counts is not None:  # dL/dw of a mean over all tokens, in units of one
-            slopes = slopes * self._counts.tokens
-        found = torch.cat([torch.cat(self._skipped), slopes[:, None]], dim=1)
+        found = torch.cat(self._skipped)
+        slopes = found.new_zeros(len(found))
+        if self._slopes and self._counts is not None:
+            # dL/dw of a mean over all tokens, in units of one
+            slopes = torch.cat([own.means() for own in self._slopes]) * self._counts.tokens
+        found = torch.cat([found, slopes[:, None]], dim=1)
         if self.args.world_size > 1:
             found = self.accelerator.gather(found)
         self._skipped, self._slopes = [], []
@@ -217,6 +221,9 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
             return None, None, [0] * rows
         if self.controller.offsets is None:
             self.controller.start(self._logits(inputs))
+            if self.args.world_size > 1:  # one start for all processes
+                offsets = torch.tensor(self.controller.offsets, device=self.args.device)
+                self.controller.offsets = broadcast(offsets).tolist()
         step = (self.state.global_step << 12) + self._batch * self.args.world_size
         chosen = self.controller.choose(rows, step + self.args.process_index, self.args.seed)
         device = self.args.device
@@ -244,7 +251,10 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Routers, adapters and the state of the steering: a few megabytes."""
+        if not self.args.should_save:  # every process comes here
+            return
         folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)  # where other processes write beside it
         # Written last, it says that a checkpoint is whole; an older one of this name is so no longer.
         (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         self._save_routing(self.network, folder)

@@ -1,0 +1,73 @@
+"""The folder of a run: whose recipe it is, and whether a run may start or go on in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import SaveError, ValueOutOfRangeError
+from .recipe import Recipe
+
+RECIPE_FILE = "recipe.json"
+# What may differ when a run goes on, on another machine for example: it changes speed and records, not the run.
+_FREE = (
+    "precision",
+    "gradient_checkpointing",
+    "logging_steps",
+    "save_steps",
+    "eval_steps",
+    "eval_sequences",
+)
+_FREE_DATA = (
+    "train",
+    "held_out",
+    "num_proc",
+)  # the text's place; its content is in the data's own cache
+
+
+def claim(folder: Path, recipe: Recipe, *, resume: bool, sequences: int) -> None:
+    """Take the output directory for this recipe.
+
+    Args:
+        sequences: of an optimiser step, over all processes.
+
+    Raises:
+        SaveError: it holds a run and resume is off. ValueOutOfRangeError: it holds a run of another recipe.
+    """
+    path = folder / RECIPE_FILE
+    content = {"recipe": recipe.to_dict(), "sequences_per_step": sequences}
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return
+    if not resume:
+        raise SaveError(
+            f"training: {folder} holds a run already; go on with it (--resume), or choose another directory"
+        )
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        old = _deciding(before["recipe"], before["sequences_per_step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueOutOfRangeError(
+            f"training: {path} is no recipe of a run ({error!r}); choose another directory"
+        ) from error
+    new = _deciding(recipe.to_dict(), sequences)
+    changed = sorted(key for key in old | new if old.get(key) != new.get(key))
+    if changed:
+        told = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
+        raise ValueOutOfRangeError(
+            f"training: {folder} was started with another recipe: {told}; resume with that one, or choose another "
+            "directory"
+        )
+
+
+def _deciding(recipe: dict[str, Any], sequences: int) -> dict[str, Any]:
+    """What decides the course of a run, flat."""
+    kept = {
+        key: value
+        for key, value in recipe.items()
+        if key not in (*_FREE, "data", "batch_size", "gradient_accumulation")
+    }
+    data = {f"data.{k}": v for k, v in recipe["data"].items() if k not in _FREE_DATA}
+    return {**kept, **data, "sequences a step": sequences}
