@@ -19,11 +19,8 @@ _FREE = (
     "eval_steps",
     "eval_sequences",
 )
-_FREE_DATA = (
-    "train",
-    "held_out",
-    "num_proc",
-)  # the text's place; its content is in the data's own cache
+# The text's place; what it says is not compared.
+_FREE_DATA = ("train", "held_out", "num_proc")
 
 
 def claim(folder: Path, recipe: Recipe, *, resume: bool, sequences: int) -> None:
