@@ -253,13 +253,13 @@ def test_exploring_gates_learn_where_they_skip(batch):
         assert torch.equal(model(batch["input_ids"]).run, model(batch["input_ids"]).run)
 
 
-def test_the_price_balances_the_slopes_of_explored_gates_too(batch):
+def test_the_price_balances_the_slopes_of_explored_gates_too():
+    batch = packed([[10, 14], [24], [5, 6, 13]])  # the gates of padding would have no price
     config = tiny_config(gate="straight_through", router_bias=True, routing_layers=[3])
     model = tiny_model(config).train()
     model.freeze_base()
     model.explore_skips(0.3)
     objective = RoutingObjective(model)
-    full = batch["document_ids"].ge(0).all(1)
 
     def left_over(price):
         torch.manual_seed(3)  # the same gates explored
@@ -268,9 +268,8 @@ def test_the_price_balances_the_slopes_of_explored_gates_too(batch):
         return got["slopes"].means() * got["tokens"].sum()
 
     slopes = left_over(torch.zeros(3))
-    left = left_over(-slopes)
-    torch.testing.assert_close(left[full], torch.zeros_like(left[full]), rtol=0, atol=1e-5)
-    assert full.any() and slopes.abs().min() > 1e-4
+    assert slopes.abs().min() > 1e-3
+    torch.testing.assert_close(left_over(-slopes), torch.zeros(3), rtol=0, atol=1e-5)
 
 
 def test_steering_counts_what_the_thresholds_skip(batch):
