@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import FlexiDepthConfig
 from .errors import UnsupportedError
+from .initialization import is_routing
 
 
 def base_config_of(config: FlexiDepthConfig) -> Any:
@@ -58,7 +59,7 @@ def base_model_of(config: FlexiDepthConfig, tensors: Iterable[tuple[str, Tensor]
     targets = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in tensors:
-            if ".router." not in name and ".adapter." not in name:
+            if not is_routing(name):
                 targets[name].copy_(tensor)
     return model.eval()
 

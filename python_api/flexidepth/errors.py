@@ -49,4 +49,4 @@ class SaveError(FlexiDepthError, OSError):
 
 
 class DataError(FlexiDepthError, ValueError):
-    """Training text that cannot be read, has the wrong form or is empty."""
+    """Text that cannot be read, has the wrong form or is empty."""

@@ -34,6 +34,11 @@ def routing_shapes(config: FlexiDepthConfig, layer: int) -> dict[str, tuple[int,
     return shapes
 
 
+def is_routing(name: str) -> bool:
+    """Whether a tensor of this name is of a router or an adapter."""
+    return ".router." in name or ".adapter." in name
+
+
 def initial_tensor(
     name: str, shape: tuple[int, ...], config: FlexiDepthConfig, seed: int
 ) -> Tensor:

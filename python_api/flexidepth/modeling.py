@@ -25,7 +25,7 @@ from .checkpoints.model_saving import SurvivingSave
 from .config import FlexiDepthConfig
 from .dial import check_thresholds
 from .errors import InternalError, UnsupportedError, ValueOutOfRangeError
-from .initialization import initial_routing
+from .initialization import initial_routing, is_routing
 from .layers import Decision, DecoderLayer, RMSNorm, StepInputs
 from .model_inputs import check_arguments, check_attention_mask, token_positions, visible_keys
 from .routing import ForcedRouting, ForceRouting, resolve_force_routing
@@ -312,7 +312,7 @@ class FlexiDepthForCausalLM(FlexiDepthPreTrainedModel, GenerationMixin):  # type
     def freeze_base(self) -> None:
         """Leave only routers and adapters trainable, as the method trains."""
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(".router." in name or ".adapter." in name)
+            parameter.requires_grad_(is_routing(name))
 
     def sample_gates(self, on: bool = True) -> None:
         """In training, draw decisions from the gates and use SparseMixer's estimator (reference.sampled_scales).

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flexidepth.errors import UnsupportedError, ValueOutOfRangeError
+from flexidepth.errors import DataError, UnsupportedError, ValueOutOfRangeError
 from flexidepth.evaluation.texts import read_text_set
 from tests.api.tokenizers import byte_tokenizer
 
@@ -61,7 +61,7 @@ def test_conversations_go_through_the_template(chat: Path) -> None:
     assert len(text_set.prompts) == 3
     assert all(len(prompt) == 1 and prompt[0]["role"] == "user" for prompt in text_set.prompts)
     assert text_set.prompts[0][0]["content"] in text
-    with pytest.raises(UnsupportedError, match=r"chat\.jsonl:\d+ is a conversation"):
+    with pytest.raises(UnsupportedError, match=r"chat\.jsonl, line \d+ is a conversation"):
         read_text_set("chat", chat, byte_tokenizer(None), tokens=400, window=400)
 
 
@@ -70,21 +70,26 @@ def test_conversations_go_through_the_template(chat: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[1]", "wanted an object"),
-        ('{"texts": "a"}', r"fields \['texts'\]; wanted 'text', or 'messages'"),
-        ('{"messages": [{"role": "user"}]}', "fields"),
-        ("", "no text of two tokens or more"),
-        ('{"text": 3}', "fields"),
+        ('{"texts": "a"}', "line 1: .*texts.*wanted"),
+        ('{"messages": [{"role": "user"}]}', "line 1: message 0: content"),
+        ("", "line 1: empty"),
+        ('{"text": 3}', "line 1: text is a int"),
     ],
 )
 def test_lines_that_are_no_text(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(line + "\n", encoding="utf-8")
-    with pytest.raises(ValueOutOfRangeError, match=rf"bad\.jsonl.*{message}"):
+    with pytest.raises(DataError, match=rf"bad\.jsonl.*{message}"):
         read_text_set("bad", path, byte_tokenizer(), tokens=10, window=10)
 
 
-def test_empty_lines_are_passed_over(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [{"text": "abc"}])
-    path.write_text("\n" + path.read_text() + "\n\n")
-    text_set = read_text_set("a", path, byte_tokenizer(), tokens=10, window=10)
-    assert byte_tokenizer().decode(text_set.windows[0]) == "abc\n\n"
+def test_questions_with_answers_are_conversations(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"question": "abc", "answer": "de"}])
+    text_set = read_text_set("a", path, byte_tokenizer(), tokens=90, window=90, num_prompts=1)
+    assert text_set.prompts == [[{"role": "user", "content": "abc"}]]
+    assert "abc</s><s>assistant\nde" in byte_tokenizer().decode(text_set.windows[0])
+
+
+def test_a_window_of_one_token_predicts_nothing(prose: Path) -> None:
+    with pytest.raises(ValueOutOfRangeError, match="no text of two tokens or more"):
+        read_text_set("a", prose, byte_tokenizer(), tokens=1, window=90)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import CheckpointError
+from ..initialization import is_routing
 from .checkpoint import check_names
 from .routing_directory import ROUTING_FILE
 from .source import open_checkpoint
@@ -66,8 +67,3 @@ def load_routing(model: FlexiDepthForCausalLM, directory: str | Path) -> None:
                 f"{directory}: {name} is {list(stored[name].shape)}, this model's {list(parameter.shape)}"
             )
         parameter.copy_(stored[name])
-
-
-def is_routing(name: str) -> bool:
-    """Whether a parameter of this name is of a router or an adapter."""
-    return ".router." in name or ".adapter." in name

@@ -8,7 +8,7 @@ import torch
 
 from ..checkpoints.checkpoint import Checkpoint, TensorStream
 from ..config import FlexiDepthConfig
-from ..initialization import initial_routing
+from ..initialization import initial_routing, is_routing
 
 
 def without_adapters(checkpoint: Checkpoint) -> Checkpoint:
@@ -22,7 +22,7 @@ def without_adapters(checkpoint: Checkpoint) -> Checkpoint:
 
     def read() -> TensorStream:
         for name, tensor in checkpoint.tensors():
-            if ".router." not in name and ".adapter." not in name:
+            if not is_routing(name):
                 yield name, tensor
         for name, tensor in initial_routing(config, seed=0):
             yield name, torch.zeros_like(tensor) if ".adapter." in name else tensor

@@ -7,14 +7,14 @@ names the same letter whatever it is asked, and that cannot get worse.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import ValueOutOfRangeError
-from .texts import read_records
+from ..errors import DataError, ValueOutOfRangeError
+from ..training.records import read_records
 
 _LISTED = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
 _FORMS = (
@@ -52,7 +52,7 @@ def task_files(path: Path) -> list[Path]:
 
 def is_multiple_choice(path: Path) -> bool:
     """Whether the first line of a file is a question of a known form."""
-    for where, record in read_records(path):
+    for where, record in _records(path):
         try:
             parse_question(where, record)
         except ValueOutOfRangeError:
@@ -63,7 +63,15 @@ def is_multiple_choice(path: Path) -> bool:
 
 def read_questions(path: Path, limit: int) -> list[Question]:
     """The first `limit` questions of a file; ValueOutOfRangeError for a line of an unknown form."""
-    return [parse_question(*line) for line in islice(read_records(path), limit)]
+    return [parse_question(*line) for line in islice(_records(path), limit)]
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("FILE, line N", object) of each line; DataError for a line that is none."""
+    for where, found in read_records([path]):
+        if isinstance(found, DataError):
+            raise found
+        yield where, found
 
 
 def parse_question(where: str, record: dict[str, Any]) -> Question:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedError, ValueOutOfRangeError
+from ..training.documents import Document, read_documents
 
 _BETWEEN = "\n\n"  # documents
 Messages = list[dict[str, str]]
@@ -36,26 +35,6 @@ class TextSet:
         return sum(len(window) - 1 for window in self.windows)
 
 
-def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("FILE:LINE", object) for each line of a jsonl file; ValueOutOfRangeError for a line that is none."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueOutOfRangeError(
-                    f"eval: {where}: not valid JSON: {error}; wanted one object a line"
-                ) from None
-            if not isinstance(record, dict):
-                raise ValueOutOfRangeError(
-                    f"eval: {where}: {line.strip()[:80]!r}; wanted an object"
-                )
-            yield where, record
-
-
 def read_text_set(
     name: str,
     path: Path,
@@ -74,26 +53,26 @@ def read_text_set(
     full; a window begins with BOS where the tokenizer puts one before every text.
 
     Args:
-        path: jsonl, each line {"text": ...} or {"messages": [{"role": ..., "content": ...}, ...]}.
+        path: a file or a saved dataset, as training.documents.read_documents takes it.
         tokens: most tokens to measure. window: tokens of a window. calibration_tokens: most tokens of
             calibration. num_prompts: most conversations whose beginning, up to the first answer, is kept.
         seed: of the order.
 
     Raises:
-        ValueOutOfRangeError: a line of another form, a file without a text. UnsupportedError: conversations
-            for a tokenizer without a chat template.
+        DataError: a line of another form, no document. ValueOutOfRangeError: no text of two tokens.
+        UnsupportedError: conversations for a tokenizer without a chat template.
     """
     begin = _beginning(tokenizer)
     ids: list[int] = []
     prompts: list[Messages] = []
     size = window - len(begin)
     wanted = _whole_windows(tokens, window, size) + _whole_windows(calibration_tokens, window, size)
-    records = list(read_records(path))
-    random.Random(seed).shuffle(records)
-    for where, record in records:
+    listed = list(read_documents(path))
+    random.Random(seed).shuffle(listed)
+    for document in listed:
         if len(ids) >= wanted and len(prompts) >= num_prompts:
             break
-        text, prompt = _text_of(where, record, tokenizer)
+        text, prompt = _text_of(document, tokenizer)
         if prompt and len(prompts) < num_prompts:
             prompts.append(prompt)
         if len(ids) < wanted:
@@ -102,7 +81,7 @@ def read_text_set(
     measured, rest = _take(windows, tokens)
     if not measured:
         raise ValueOutOfRangeError(f"eval: {path}: no text of two tokens or more in it")
-    documents = [record["text"] for _, record in records if isinstance(record.get("text"), str)]
+    documents = [document.text for document in listed if document.text is not None]
     return TextSet(name, measured, _take(rest, calibration_tokens)[0], prompts, documents)
 
 
@@ -129,34 +108,16 @@ def _beginning(tokenizer: Any) -> list[int]:
     return [bos] if bos is not None and list(tokenizer.encode(""))[:1] == [bos] else []
 
 
-def _text_of(where: str, record: dict[str, Any], tokenizer: Any) -> tuple[str, Messages]:
-    """(the text of a record, its messages up to the first answer)."""
-    if isinstance(text := record.get("text"), str):
-        return text + _BETWEEN, []
-    messages = record.get("messages")
-    if not _are_messages(messages):
-        raise ValueOutOfRangeError(
-            f"eval: {where}: fields {sorted(record)}; wanted 'text', or 'messages' with roles and contents"
-        )
-    assert isinstance(messages, list)
+def _text_of(document: Document, tokenizer: Any) -> tuple[str, Messages]:
+    """(the text of a document, its messages up to the first answer)."""
+    if document.messages is None:
+        return (document.text or "") + _BETWEEN, []
     if getattr(tokenizer, "chat_template", None) is None:
         raise UnsupportedError(
-            f"eval: {where} is a conversation, and this model's tokenizer has no chat template; give texts"
+            f"eval: {document.where} is a conversation, and this model's tokenizer has no chat template; give texts"
         )
+    messages = [dict(message) for message in document.messages]
     roles = [message["role"] for message in messages]
     prompt = messages[: roles.index("assistant")] if "assistant" in roles else messages
     asks = bool(prompt) and prompt[-1]["role"] == "user"
     return tokenizer.apply_chat_template(messages, tokenize=False), prompt if asks else []
-
-
-def _are_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(m, dict)
-            and isinstance(m.get("role"), str)
-            and isinstance(m.get("content"), str)
-            for m in value
-        )
-    )

@@ -35,7 +35,7 @@ _BATCH = 200
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class PackingOptions:
     """What decides, with sources and tokenizer, which set comes out: see `load_packed`."""
 
     length: int
@@ -77,7 +77,7 @@ class DataReport(PackingCounts):
 
 
 def build_set(
-    partial: Path, paths: list[Path], tokenizer: Any, options: DataOptions, num_proc: int | None
+    partial: Path, paths: list[Path], tokenizer: Any, options: PackingOptions, num_proc: int | None
 ) -> None:
     """Write a set and its report into the directory `partial`; see `flexidepth.training.dataset.load_packed`."""
     with _bars_on_a_terminal():
@@ -85,7 +85,7 @@ def build_set(
 
 
 def _build(
-    partial: Path, paths: list[Path], tokenizer: Any, options: DataOptions, num_proc: int | None
+    partial: Path, paths: list[Path], tokenizer: Any, options: PackingOptions, num_proc: int | None
 ) -> None:
     datasets = import_datasets()
     work = partial / "work"
@@ -125,7 +125,7 @@ def _build(
     shutil.rmtree(work)
 
 
-def _of_split(documents: Documents, options: DataOptions) -> Iterator[dict[str, Any]]:
+def _of_split(documents: Documents, options: PackingOptions) -> Iterator[dict[str, Any]]:
     for document in documents:
         if options.split != "all":
             held_out = is_held_out(document, options.held_out_share, options.split_seed)

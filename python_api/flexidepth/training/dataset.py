@@ -17,7 +17,7 @@ from ..arguments import whole_number
 from ..checkpoints.default_model import cache_directory
 from ..checkpoints.partial import partial_directory, sync
 from ..errors import DataError
-from .building import REPORT, DataOptions, DataReport, build_set
+from .building import REPORT, DataReport, PackingOptions, build_set
 from .packing import COLUMNS
 from .records import Sources, import_datasets, source_paths
 from .tokenization import check_tokenizer, tokenizer_identity
@@ -75,7 +75,7 @@ def load_packed(
             that cannot do what is asked. DataError: see `read_documents`; nothing left after the split; nothing
             to predict. SaveError: the cache cannot be written.
     """
-    wanted = DataOptions(**options)
+    wanted = PackingOptions(**options)
     check_tokenizer(tokenizer, wanted.loss_on)
     if num_proc is not None:
         num_proc = whole_number("data: num_proc", num_proc, 1)
@@ -108,7 +108,7 @@ def _files(paths: list[Path]) -> Iterator[Path]:
         yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
-def _fingerprint(paths: list[Path], tokenizer: Any, options: DataOptions) -> str:
+def _fingerprint(paths: list[Path], tokenizer: Any, options: PackingOptions) -> str:
     """Of what the sources hold, not of their names or dates."""
     import_datasets()
     from datasets.fingerprint import Hasher
