@@ -154,6 +154,23 @@ class Killed(Exception):
     """Stands for a signal between two steps."""
 
 
+def test_a_stage_can_start_from_fitted_adapters(base, data, tmp_path):
+    run_recipe(recipe(base, ADAPTERS), tmp_path / "seeded", data)
+    fitted = {**ADAPTERS, "fit_adapters": 20 * LENGTH}
+    run_recipe(recipe(base, fitted), tmp_path / "fitted", data)
+    first, seeded = (losses(tmp_path / name / "adapters")[0] for name in ("fitted", "seeded"))
+    assert first < 0.9 * seeded
+    with pytest.raises(ValueOutOfRangeError, match="no_adapter"):
+        routing = {
+            "ablations": ["no_adapter"],
+            "gate": "straight_through",
+            "router_reduction_factor": 4,
+        }
+        run_recipe(
+            recipe(base, {**BUDGETS, "fit_adapters": 1}, routing=routing), tmp_path / "no", data
+        )
+
+
 def killed_run(plan: Recipe, folder: Path, data: TrainingData, monkeypatch, step: int) -> None:
     steer = RoutingTrainer.steer
     last = plan.stages[-1].name

@@ -37,7 +37,8 @@ class Stage:
 
     tokens: how many tokens to see. learning_rate: peak; warm-up over `warmup` of the steps, then cosine to
     `final_learning_rate` of the peak. router_learning_rate: peak for routers, None = the same. order_layers:
-    start the routers' biases from what skipping each layer alone costs, see training.ordering. lm, kl,
+    start the routers' biases from what skipping each layer alone costs, see training.ordering. fit_adapters: tokens
+    from which adapters are fitted in closed form before the first step, see training.adapter_start. lm, kl,
     skip_penalty, adapter: weights of the loss, see training.objective.Weights.
     target_layers_skipped: steers skip_penalty. budgets: trains at several targets at once instead, each
     sequence at one. exploration: share of running straight-through gates that are drawn to skip, to see what it
@@ -49,6 +50,7 @@ class Stage:
     learning_rate: float = 1e-4
     router_learning_rate: float | None = None
     order_layers: bool = False
+    fit_adapters: int = 0
     warmup: float = 0.03
     final_learning_rate: float = 0.0
     lm: float = 1.0
@@ -64,6 +66,7 @@ class Stage:
         if self.router_learning_rate is not None:
             _positive(self, "router_learning_rate")
         _not_negative(self, "warmup", "final_learning_rate", "lm", "kl", "skip_penalty", "adapter")
+        _not_negative(self, "fit_adapters")
         if not self.lm + self.kl + self.adapter > 0:
             raise ValueOutOfRangeError(
                 f"recipe: stage {self.name!r} has the weights lm 0, kl 0, adapter 0; at least one must be above 0"

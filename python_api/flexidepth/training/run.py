@@ -21,6 +21,7 @@ from ..checkpoints import save_routing
 from ..checkpoints.trainable import load_routing
 from ..errors import FlexiDepthError
 from ..modeling import FlexiDepthForCausalLM
+from .adapter_start import fit_adapters
 from .claim import claim
 from .objective import Weights
 from .ordering import order_layers
@@ -131,9 +132,8 @@ def _run_stage(
         load_routing(model, checkpoint)
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     else:
-        if stage.order_layers and checkpoint is None:
-            items = [data.train[i] for i in range(min(recipe.batch_size, len(data.train)))]  # type: ignore[arg-type]
-            order_layers(model, data.collate(items), middle=recipe.gate_bias)
+        if checkpoint is None:
+            _prepare(recipe, stage, model, data)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if not trainer.is_world_process_zero():
         return
@@ -147,6 +147,22 @@ def _run_stage(
     with suppress(FlexiDepthError):  # without matplotlib the curves stay in the log
         write_training_figure(trainer.state.log_history, folder / FIGURE_FILE)
     save(model, folder / RESULT_FOLDER)
+
+
+def _prepare(
+    recipe: Recipe, stage: Stage, model: FlexiDepthForCausalLM, data: TrainingData
+) -> None:
+    """What a stage does before its first step, on the first sequences of the data, the same in every process."""
+    size, held = recipe.batch_size, len(data.train)  # type: ignore[arg-type]
+
+    def batch(first: int) -> dict[str, Tensor]:
+        return data.collate([data.train[i] for i in range(first, min(first + size, held))])
+
+    if stage.fit_adapters:
+        sequences = min(held, math.ceil(stage.fit_adapters / recipe.data.length))
+        fit_adapters(model, lambda: map(batch, range(0, sequences, size)))
+    if stage.order_layers:
+        order_layers(model, batch(0), middle=recipe.gate_bias)
 
 
 def _step(checkpoint: Path) -> int:

@@ -82,7 +82,7 @@ def check_stages(recipe: Recipe, model: FlexiDepthForCausalLM) -> None:
     for stage in recipe.stages:
         make_controller(stage, config.num_routed_layers)
         model.explore_skips(stage.exploration)
-        if stage.adapter and not has_adapter(config.ablations):
+        if (stage.adapter or stage.fit_adapters) and not has_adapter(config.ablations):
             raise ValueOutOfRangeError(
                 f"training: stage {stage.name!r} trains adapters, and a model with the ablations "
                 f"{', '.join(config.ablations)} has none; leave the stage out"
