@@ -35,3 +35,26 @@ def test_a_layer_skipped_without_an_adapter_reads_keys_values_and_norms() -> Non
     kept = 2 * (2 * d * kv + 2 * d)
     assert bytes_read("random", config, 1) - bytes_read("shortgpt", config, 1) == kept
     assert bytes_read("random", config, 0) == base
+
+
+def test_an_ablated_model_saves_what_it_does_not_read() -> None:
+    d, f = (tiny_config().hidden_size, tiny_config().intermediate_size)
+    plain = tiny_config()
+    q, kv = plain.num_attention_heads * plain.head_dim, plain.num_key_value_heads * plain.head_dim
+    adapter = 3 * d * plain.adapter_dim
+
+    def saved(*ablations: str) -> float:
+        config = tiny_config(ablations=list(ablations))
+        return bytes_read("it", config, 0) - bytes_read("it", config, 1)
+
+    whole = 2 * (2 * d * q + 3 * d * f - adapter)
+    assert saved() == whole
+    assert saved("linear_router") == whole
+    assert saved("no_adapter") == whole + 2 * adapter
+    assert saved("no_skipped_kv") == whole + 2 * 2 * d * kv
+    assert saved("attention_only") == 2 * 2 * d * q
+    assert saved("feed_forward_only") == 2 * (3 * d * f - adapter)
+    less = bytes_read("it", plain, 0) - bytes_read(
+        "it", tiny_config(ablations=["linear_router"]), 0
+    )
+    assert less == 4 * plain.num_routed_layers * d * (plain.router_dim - 1)

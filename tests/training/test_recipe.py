@@ -83,3 +83,50 @@ def test_options_take_the_place_of_what_the_recipe_says():
     adapters, routed = changed.stages
     assert adapters.target_layers_skipped is None
     assert routed.target_layers_skipped == 4.0 and routed.budgets is None
+
+
+def test_single_values_can_be_set():
+    recipe = find_recipe("smollm2-135m")
+    settings = [
+        "batch_size=1",
+        "data.length=64",
+        "routing.ablations=[no_adapter]",
+        "stages.budgets.tokens=4_096",
+        "stages.budgets.budgets=[4]",
+        "start=null",
+    ]
+    changed = changed_recipe(recipe, train=["x"], settings=settings)
+    assert (changed.batch_size, changed.data.length, changed.data.train) == (1, 64, ["x"])
+    assert changed.routing == {**recipe.routing, "ablations": ["no_adapter"]}
+    adapters, budgets = changed.stages
+    assert adapters == recipe.stages[0] and (budgets.tokens, budgets.budgets) == (4096, [4])
+    assert recipe.stages[1].tokens != 4096 and budgets.kl == recipe.stages[1].kl
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("batch_size", "wanted KEY=VALUE"),
+        ("=3", "wanted KEY=VALUE"),
+        ("data=3", "wanted KEY=VALUE"),
+        ("stages.budgets=3", "wanted KEY=VALUE"),
+        ("optimizer.lr=3", "wanted KEY=VALUE"),
+        ("stages.tokens.n=3", "no stage 'tokens'; there are adapters, budgets"),
+        ("batchsize=3", "did you mean 'batch_size'"),
+        ("data.lenght=3", "did you mean 'length'"),
+        ("batch_size=much", "wanted int"),
+        ("batch_size=[1", "not YAML"),
+        ("batch_size=0", "batch_size is 0"),
+    ],
+)
+def test_settings_that_are_refused(setting, message):
+    with pytest.raises(ValueOutOfRangeError, match=message):
+        changed_recipe(find_recipe("smollm2-135m"), settings=[setting])
+
+
+def test_a_start_beside_the_recipe_is_found_from_anywhere(tmp_path):
+    (tmp_path / "routing").mkdir()
+    path = tmp_path / "r.yaml"
+    for start, want in (("routing", str(tmp_path / "routing")), ("a/model", "a/model")):
+        path.write_text(f"base_model: b\nstart: {start}\nstages: [{{name: s, tokens: 1}}]\n")
+        assert find_recipe(str(path)).start == want

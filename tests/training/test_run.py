@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from flexidepth.errors import (
     UnsupportedError,
     ValueOutOfRangeError,
 )
+from flexidepth.training import command
 from flexidepth.training import run as run_module
 from flexidepth.training.packing import collate
 from flexidepth.training.recipe import Recipe
@@ -338,6 +340,27 @@ def test_sparsemixer_and_checkpointing_are_options(base, data, tmp_path):
     assert all(layer.sampled_gates for layer in starting_model(plan).routed_layers())
     run_recipe(plan, tmp_path / "run", data)
     assert len(losses(tmp_path / "run" / "s")) == 4
+
+
+def test_the_command_says_what_is_missing_and_how_to_go_on(monkeypatch, tmp_path):
+    def interrupted(recipe: Recipe, folder: Path, **_: Any) -> None:
+        assert recipe.batch_size == 7
+        folder.mkdir()
+        raise KeyboardInterrupt
+
+    arguments = ["train", "smollm2-135m", "--output-dir", str(tmp_path / "run"), "--set"]
+    monkeypatch.setattr(command, "train_recipe", interrupted)
+    result = CliRunner().invoke(app, [*arguments, "batch_size=7"])
+    assert result.exit_code == 130 and "with --resume" in result.stderr
+    result = CliRunner().invoke(app, [*arguments, "batch_size=x"])
+    assert result.exit_code == 1 and "batch_size is 'x'" in result.stderr
+    for name in ("accelerate", "accelerate.utils"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("command", "run", "trainer"):
+        monkeypatch.delitem(sys.modules, f"flexidepth.training.{name}")
+    result = CliRunner().invoke(app, [*arguments, "batch_size=7"])
+    assert result.exit_code == 1 and "accelerate" in result.stderr
+    assert 'pip install "flexidepth[train]"' in result.stderr
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ..errors import CheckpointError
 from ..initialization import is_routing
-from .checkpoint import check_names
+from .checkpoint import Checkpoint, check_names
 from .routing_directory import ROUTING_FILE
 from .source import open_checkpoint
 
@@ -32,9 +32,16 @@ def load_trainable(
         dtype: of its parameters. routing_dtype: of routers and adapters, None = the same; float32 is what trains
             beside a base model in bfloat16.
     """
+    checkpoint = open_checkpoint(name, **arguments)
+    return trainable(checkpoint, dtype=dtype, routing_dtype=routing_dtype)
+
+
+def trainable(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, routing_dtype: torch.dtype | None = None
+) -> FlexiDepthForCausalLM:
+    """As `load_trainable`, of an opened checkpoint."""
     from ..modeling import FlexiDepthForCausalLM
 
-    checkpoint = open_checkpoint(name, **arguments)
     with torch.device("meta"):  # no start values: all of them are read
         model: FlexiDepthForCausalLM = FlexiDepthForCausalLM(checkpoint.config)
     # Copied, because what is read may be a file's mapped pages.

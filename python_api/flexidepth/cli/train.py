@@ -12,7 +12,7 @@ from .common import command_errors, say
 _HELP = """Train routers and adapters on a frozen base model.
 
 RECIPE is a YAML file, or the name of one that comes with the package. Files given here take the place of the
-recipe's own. A run that was stopped goes on with --resume.
+recipe's own; --set changes any other value in it. A run that was stopped goes on with --resume.
 
 Example: flexidepth train smollm2-135m --train texts.jsonl --held-out held.jsonl --output-dir run
 
@@ -46,6 +46,12 @@ def train(
         float | None,
         typer.Option(help="Steer the penalty until tokens skip so many layers on average."),
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="KEY=VALUE in the recipe: batch_size=1, stages.NAME.tokens=40960, ..."
+        ),
+    ] = None,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Pass over broken lines instead of stopping.")
     ] = False,
@@ -53,7 +59,14 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in the output directory.")
     ] = False,
 ) -> None:
-    from ..training.command import changed_recipe, find_recipe, train_recipe
+    try:
+        from ..training.command import changed_recipe, find_recipe, train_recipe
+    except ModuleNotFoundError as error:
+        from ..errors import UnsupportedError
+
+        raise UnsupportedError(
+            f'train: this needs the package {error.name}; install it with pip install "flexidepth[train]"'
+        ) from error
 
     chosen = changed_recipe(
         find_recipe(recipe),
@@ -63,7 +76,13 @@ def train(
         base_model=base_model,
         start=start,
         target_layers_skipped=target_layers_skipped,
+        settings=set_ or [],
     )
-    result = train_recipe(chosen, output_dir, resume=resume, notify=say)
+    try:
+        result = train_recipe(chosen, output_dir, resume=resume, notify=say)
+    except KeyboardInterrupt:
+        if output_dir.is_dir():
+            say(f"{output_dir} holds the last checkpoint; the same command with --resume goes on")
+        raise
     say(f"thresholds for numbers of layers skipped: flexidepth calibrate {result} --data TEXT")
     print(result)

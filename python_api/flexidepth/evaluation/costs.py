@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..bench.ideal import bytes_per_token
-from ..config import FlexiDepthConfig
+from ..config import FlexiDepthConfig, has_adapter
 from .points import BASE, RANDOM, SHORTGPT, SHORTGPT_ROUTED
 
 
@@ -27,8 +27,28 @@ def bytes_read(
     )
     saved = full - one_less
     d = config.hidden_size
+    if routers and config.ablations:
+        return _ablated(config, float(full), skipped, weight_bytes)
     if not routers:
         saved += weight_bytes * 3 * d * config.adapter_dim
     if dropped:
         saved += weight_bytes * (2 * d * config.num_key_value_heads * config.head_dim + 2 * d)
     return float(full - skipped * saved)
+
+
+def _ablated(config: FlexiDepthConfig, full: float, skipped: float, weight_bytes: int) -> float:
+    """A model with ablations: `full` is what it would read without them and without skipping."""
+    d, dim = config.hidden_size, config.head_dim
+    ablations = config.ablations
+    saved = 0
+    if "feed_forward_only" not in ablations:
+        saved += 2 * d * config.num_attention_heads * dim
+    if "attention_only" not in ablations:
+        saved += 3 * d * config.intermediate_size
+    if has_adapter(ablations):
+        saved -= 3 * d * config.adapter_dim
+    if "no_skipped_kv" in ablations:
+        saved += 2 * d * config.num_key_value_heads * dim
+    if "linear_router" in ablations:
+        full -= 4 * config.num_routed_layers * d * (config.router_dim - 1)
+    return full - skipped * weight_bytes * saved

@@ -93,7 +93,12 @@ class EvalOptions:
             )
 
     def check_fits(self, config: FlexiDepthConfig) -> None:
-        """ValueOutOfRangeError where the model has too few layers or positions."""
+        """ValueOutOfRangeError where the model has too few layers or positions, or ablations."""
+        if config.ablations:
+            raise ValueOutOfRangeError(
+                f"eval: {self.model} has the ablations {', '.join(config.ablations)}; evaluate a whole model and give "
+                "this one as a further checkpoint (also)"
+            )
         routed = config.num_routed_layers
         if wrong := [n for n in self.skipped if n > routed]:
             raise ValueOutOfRangeError(

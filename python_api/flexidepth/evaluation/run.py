@@ -33,6 +33,7 @@ from .points import (
 )
 from .record import Record
 from .rows import Row
+from .torch_engine import TorchEngine
 from .windows import Trace, trace_windows
 
 Notify = Callable[[str], None]
@@ -96,6 +97,7 @@ def evaluate(
         config=checkpoint.config,
         weight_bytes=torch.empty((), dtype=dtype).element_size(),
         max_new_tokens=options.max_new_tokens,
+        texts_only={name for name, other in others.items() if other.config.ablations},
         notify=notify,
     )
     _measure_model(FLEXIDEPTH, checkpoint, options, measurer)
@@ -119,9 +121,12 @@ def _measure_model(
     evaluated = method == FLEXIDEPTH
     wanted = not evaluated or FLEXIDEPTH in options.methods
     asked = [n for n in options.skipped if n <= routed and measurer.missing(method, n)]
-    kinds = measurer.data.kinds if wanted and routed else {}
+    kinds = measurer.data.kinds if wanted and routed and not checkpoint.config.ablations else {}
     if not (evaluated or asked or kinds):
         return
+    if checkpoint.config.ablations:
+        names = ", ".join(checkpoint.config.ablations)
+        measurer.notify(f"{method}: {names}; computed by the trainable model, on the texts alone")
     with _loaded(checkpoint, options) as llm:
         beginning = measurer.data.calibration[0][:_COMPARED_TOKENS]
         trace = trace_windows(llm.engine, [beginning], base_point())
@@ -207,13 +212,18 @@ def _baseline_points(
 
 @contextmanager
 def _loaded(checkpoint: Checkpoint, options: EvalOptions) -> Iterator[FlexiDepth]:
-    engine = load_engine(
-        checkpoint,
-        resolve_dtype(options.dtype),
-        num_threads=options.num_threads,
-        strict_router=False,
-        progress=None,
-    )
+    dtype = resolve_dtype(options.dtype)
+    engine: Any
+    if checkpoint.config.ablations:
+        engine = TorchEngine(checkpoint, dtype)
+    else:
+        engine = load_engine(
+            checkpoint,
+            dtype,
+            num_threads=options.num_threads,
+            strict_router=False,
+            progress=None,
+        )
     with FlexiDepth(
         engine,
         checkpoint.config,

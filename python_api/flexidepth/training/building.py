@@ -99,7 +99,7 @@ def _build(
     if len(texts) == 0:
         raise DataError(
             f"data: none of {documents.num_read} documents falls into the split {options.split!r}; "
-            "give more, or change held_out_share"
+            "give more, or held-out text of its own (--held-out)"
         )
     tokens = _tokenized(texts, work / "tokens.arrow", tokenizer, options.loss_on, num_proc)
     report = DataReport(skipped=documents.num_skipped, first_skipped=documents.first_skipped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ..checkpoints import open_checkpoint
 from ..errors import ModelNotFoundError, ValueOutOfRangeError
 from .recipe import Recipe
 from .run import TrainingData, run_recipe
+from .settings import with_settings
 
 if TYPE_CHECKING:
     from .dataset import PackedDataset
@@ -45,10 +46,12 @@ def changed_recipe(
     base_model: str | None = None,
     start: str | None = None,
     target_layers_skipped: float | None = None,
+    settings: Sequence[str] = (),
 ) -> Recipe:
     """The recipe with the options of a command put in; None leaves a value as it is.
 
     target_layers_skipped goes to every stage that trains routers, where it takes the place of budgets.
+    settings: single values by name, see training.settings; they are put in last.
     """
 
     def given(**values: Any) -> dict[str, Any]:
@@ -64,12 +67,13 @@ def changed_recipe(
             else dataclasses.replace(stage, target_layers_skipped=target, budgets=None)
             for stage in stages
         ]
-    return dataclasses.replace(
+    changed = dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, **data),
         stages=stages,
         **given(base_model=base_model, start=start),
     )
+    return with_settings(changed, settings) if settings else changed
 
 
 def train_recipe(

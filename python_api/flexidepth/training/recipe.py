@@ -178,7 +178,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def relative_to(self, folder: Path) -> Recipe:
-        """The recipe with its data paths taken from `folder`."""
+        """The recipe with its data paths, and a start that lies there, taken from `folder`."""
 
         def placed(sources: list[str]) -> list[str]:
             return [str(folder / source) for source in sources]
@@ -186,7 +186,10 @@ class Recipe:
         data = dataclasses.replace(
             self.data, train=placed(self.data.train), held_out=placed(self.data.held_out)
         )
-        return dataclasses.replace(self, data=data)
+        start = self.start
+        if start is not None and (folder / start).exists():  # else the name of a model
+            start = str(folder / start)
+        return dataclasses.replace(self, data=data, start=start)
 
 
 def _make(kind: type[_T], content: Any, where: str) -> _T:
