@@ -322,6 +322,17 @@ def test_out_of_memory_names_the_settings(base, data, tmp_path, monkeypatch, err
         run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
 
 
+def test_steering_goes_by_held_out_text(base, data, tmp_path):
+    stage = {"name": "s", "tokens": 4 * 128, "lm": 1.0, "target_layers_skipped": 1.0}
+    run_recipe(recipe(base, stage), tmp_path / "run", data)
+    folder = tmp_path / "run" / "s"
+    state = json.loads((folder / "checkpoint-4" / "steering.json").read_text())
+    rows = json.loads((folder / "log.json").read_text())["history"]
+    found = next(row["eval_layers_skipped"] for row in rows if "eval_layers_skipped" in row)
+    assert state["apart"] == pytest.approx(0.3 * (state["mean"] - found), abs=1e-3)
+    assert state["apart"] != 0
+
+
 @pytest.mark.parametrize("target", [0, 2, 7.5])
 def test_a_target_that_cannot_be_met(base, data, tmp_path, target):
     stage = {"name": "s", "tokens": 128, "target_layers_skipped": target}

@@ -20,6 +20,22 @@ def test_penalty_rises_while_too_few_layers_are_skipped_and_settles():
     assert controller.alpha == pytest.approx(4e-3, rel=0.1)
 
 
+def test_the_target_is_met_on_held_out_text():
+    controller = PenaltyController(1e-4, target=4.0)
+    skipped = 0.0
+    for step in range(2000):
+        skipped += 0.2 * (min(15.0, controller.alpha * 1000) - skipped)
+        controller.update(skipped)
+        if step == 500:
+            assert skipped == pytest.approx(4.0, abs=0.2)
+        if step >= 500 and step % 50 == 0:
+            controller.held_out(skipped - 1.5)  # held-out text skips less
+            again = PenaltyController(1e-4, target=4.0)
+            again.load_state_dict(controller.state_dict())
+            controller = again
+    assert skipped - 1.5 == pytest.approx(4.0, abs=0.2)
+
+
 def test_penalty_stays_within_reach_of_its_start():
     controller = PenaltyController(1e-4, target=10.0, gain=5.0)
     for _ in range(50):

@@ -23,13 +23,15 @@ from torch import Tensor
 
 from ..errors import ValueOutOfRangeError
 
+_HELD_OUT_SHARE = 0.3
 _RANGE = 1e4  # how far alpha may leave its start, either way
 
 
 class PenaltyController:
     """alpha that rises while fewer layers are skipped than wanted, and falls while more are.
 
-    log alpha += gain * (target - skipped), an integral controller; `skipped` is the mean of the last steps.
+    log alpha += gain * (target + apart - skipped), an integral controller; `skipped` is the mean of the last steps,
+    `apart` how many layers more training text skips than held-out text, on which the target is to be met.
     """
 
     def __init__(self, alpha: float, target: float, *, gain: float = 0.02, smoothing: float = 0.9):
@@ -40,6 +42,7 @@ class PenaltyController:
         self.start, self.target, self.gain, self.smoothing = alpha, target, gain, smoothing
         self.log_alpha = math.log(alpha)
         self.mean: float | None = None
+        self.apart = 0.0
 
     @property
     def alpha(self) -> float:
@@ -50,17 +53,24 @@ class PenaltyController:
         """Take in the mean number of layers that the tokens of a step skipped."""
         kept = self.smoothing if self.mean is not None else 0.0
         self.mean = kept * (self.mean or 0.0) + (1 - kept) * skipped
-        moved = self.log_alpha + self.gain * (self.target - self.mean)
+        moved = self.log_alpha + self.gain * (self.target + self.apart - self.mean)
         start = math.log(self.start)
         self.log_alpha = min(max(moved, start - math.log(_RANGE)), start + math.log(_RANGE))
 
+    def held_out(self, skipped: float) -> None:
+        """Take in the mean number of layers that held-out text skips now."""
+        if self.mean is not None:  # a part of the way, because the mean lags behind
+            self.apart += _HELD_OUT_SHARE * (self.mean - skipped - self.apart)
+
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs."""
-        return {"log_alpha": self.log_alpha, "mean": self.mean}
+        return {"log_alpha": self.log_alpha, "mean": self.mean, "apart": self.apart}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a stored state."""
-        self.log_alpha, self.mean = state["log_alpha"], state["mean"]
+        self.log_alpha, self.mean, self.apart = (
+            state[name] for name in ("log_alpha", "mean", "apart")
+        )
 
 
 class BudgetController:

@@ -173,6 +173,8 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
                 figures |= self._held_out(f"{metric_key_prefix}_{budget:g}", offset)
         else:
             figures = self._held_out(metric_key_prefix, None)
+            if isinstance(self.controller, PenaltyController):
+                self.controller.held_out(figures[f"{metric_key_prefix}_layers_skipped"])
         self.log(figures)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, figures
