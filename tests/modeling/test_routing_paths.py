@@ -7,6 +7,7 @@ import torch
 
 from flexidepth import reference
 from flexidepth.errors import UnsupportedError, ValueOutOfRangeError
+from flexidepth.layers import StepInputs
 
 from ..engine.conftest import tiny_config, tiny_model
 
@@ -61,6 +62,29 @@ def test_a_routed_layer_is_the_published_formula(ids):
     )
     want = reference.rms_norm(out, model.model.norm.weight, eps) @ model.lm_head.weight.T
     torch.testing.assert_close(model(ids).logits, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.0, 0.3), (1.0, 1.0), (0.0, 0.0)])
+def test_attention_of_chosen_tokens_in_one_call_is_that_of_each_sequence(ids, shares):
+    """What GPUs take, however unlike the sequences are; gradients too."""
+    attention = tiny_model(tiny_config()).model.layers[1].self_attn
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 40, tiny_config().hidden_size, generator=generator, requires_grad=True)
+    positions = torch.arange(40).expand(2, -1)
+    inv_freq = reference.rope_inv_freq(16, tiny_config().rope_parameters)
+    cos, sin = reference.rope_cos_sin(positions, inv_freq, torch.float32)
+    mask = reference.attention_mask(torch.arange(40), torch.arange(40)).repeat(2, 1, 1)
+    mask[1, 20:, :20] = False  # packed
+    step = StepInputs(cos, sin, mask)
+    run = torch.rand(2, 40, generator=generator) < torch.tensor(shares)[:, None]
+    found = []
+    for selected in (attention.selected, attention._selected_together):
+        out = selected(x, run, *attention.keys_values(x, step), step)
+        (slope,) = torch.autograd.grad(out.square().sum() + 0 * x.sum(), x)
+        found.append((out, slope))
+    assert found[0][0].shape == (int(run.sum()), x.shape[-1])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

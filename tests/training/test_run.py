@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,40 @@ def test_a_stage_can_start_from_fitted_adapters(base, data, tmp_path):
         run_recipe(
             recipe(base, {**BUDGETS, "fit_adapters": 1}, routing=routing), tmp_path / "no", data
         )
+
+
+def test_two_processes_train_as_one_does_with_twice_the_batches(base, tmp_path):
+    from .distributed_run import main
+
+    main(str(base), str(tmp_path / "one"), accumulation=2)
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = ["tests.training.distributed_run", str(base), str(tmp_path / "two")]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, *arguments],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("adapters", "budgets"):
+        one, two = (losses(tmp_path / name / stage) for name in ("one", "two"))
+        assert two == pytest.approx(one, rel=1e-3) and len(one) == 6
+        held_out = [
+            [row for row in history if any(key.startswith("eval") for key in row)]
+            for history in (
+                json.loads((tmp_path / name / stage / "log.json").read_text())["history"]
+                for name in ("one", "two")
+            )
+        ]
+        for own, other in zip(*held_out, strict=True):
+            assert other == pytest.approx(own, rel=1e-2, abs=1e-3)
+    stored = [
+        dict(open_checkpoint(tmp_path / name / "budgets" / "routing").tensors())
+        for name in ("one", "two")
+    ]
+    for name, tensor in stored[0].items():
+        torch.testing.assert_close(stored[1][name], tensor, rtol=1e-2, atol=1e-3)
 
 
 def killed_run(plan: Recipe, folder: Path, data: TrainingData, monkeypatch, step: int) -> None:

@@ -68,7 +68,8 @@ def run_recipe(
     from accelerate import PartialState
 
     folder = Path(output_dir)
-    processes = PartialState()
+    # Told of the CPU, or several processes on CPUs would each take themselves for the only one.
+    processes = PartialState(cpu=not torch.cuda.is_available())
     with processes.main_process_first():
         if processes.is_main_process:
             sequences = recipe.batch_size * recipe.gradient_accumulation * processes.num_processes
