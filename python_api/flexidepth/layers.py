@@ -138,7 +138,8 @@ class Attention(nn.Module):
         batch = torch.arange(len(rows), device=x.device)[:, None]
         own = StepInputs(step.cos[batch, rows], step.sin[batch, rows], step.mask[batch, rows])
         taken = torch.arange(most, device=x.device) < counts[:, None]
-        return self(x[batch, rows], keys, values, own)[taken]
+        out: Tensor = self(x[batch, rows], keys, values, own)
+        return out[taken]
 
 
 @dataclass

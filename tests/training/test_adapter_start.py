@@ -60,6 +60,19 @@ def test_an_adapter_as_wide_as_its_layer_is_the_layer(batches):
     assert mean_distance(model, batches).max() < 0.01
 
 
+def test_where_the_feed_forward_alone_is_skipped_the_adapter_is_fitted_to_it(batches):
+    config = tiny_config(adapter_reduction_factor=1, ablations=["feed_forward_only"])
+    model = tiny_model(config)
+    fit_adapters(model, lambda: batches)
+    assert mean_distance(model, batches).max() < 0.01
+    ids = batches[0]["input_ids"][1:2]
+    with torch.no_grad():
+        skipped, base = model(ids, force_routing="none"), model(ids, force_routing="dense")
+        before = tiny_model(config)(ids, force_routing="none")
+    far = (before.logits - base.logits).norm()
+    assert (skipped.logits - base.logits).norm() < 0.2 * far
+
+
 @pytest.mark.parametrize("held_bytes", [1, 1 << 30])
 def test_fitting_brings_every_adapter_closer(batches, monkeypatch, held_bytes):
     """However many layers are done at a time."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..modeling import FlexiDepthForCausalLM
+from .replaced import Replaced, replaced_parts
 
 _RIDGE = 1e-4  # of the mean of the diagonal of A^T A
 _TINY = torch.finfo(torch.float32).tiny
@@ -92,40 +93,30 @@ def _products(
     model: FlexiDepthForCausalLM, layers: Sequence[Any], batches: Iterable[dict[str, Tensor]]
 ) -> list[tuple[Tensor, Tensor]]:
     """(A^T A, A^T T) of each layer, float64."""
-    taken: dict[Any, tuple[Tensor, Tensor]] = {}
-
-    def keep(layer: Any, arguments: Sequence[Any], output: Sequence[Any]) -> None:
-        taken[layer] = arguments[0], output[0]
-
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
     half = model.model.embed_tokens.weight.dtype == torch.bfloat16
     sums: list[tuple[Tensor, Tensor]] = []
-    try:
-        for batch in batches:
-            batch = {name: value.to(model.device) for name, value in batch.items()}
-            names = ("input_ids", "position_ids", "attention_mask")
-            inputs = {name: batch[name] for name in names}
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
-                model.model(**inputs, use_cache=False, force_routing="dense")
-            counted = (batch["document_ids"] >= 0).flatten()
-            both = [_activations(layer, *taken[layer], counted) for layer in layers]
-            own = [((a.T @ a).double(), (a.T @ t).double()) for a, t in both]
-            if sums:
-                own = [(g + h, c + e) for (g, c), (h, e) in zip(sums, own, strict=True)]
-            sums = own
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for batch in batches:
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        names = ("input_ids", "position_ids", "attention_mask")
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+            parts = replaced_parts(model, layers, {name: batch[name] for name in names})
+        counted = (batch["document_ids"] >= 0).flatten()
+        both = [_activations(*pair, counted) for pair in zip(layers, parts, strict=True)]
+        own = [((a.T @ a).double(), (a.T @ t).double()) for a, t in both]
+        if sums:
+            own = [(g + h, c + e) for (g, c), (h, e) in zip(sums, own, strict=True)]
+        sums = own
     return sums
 
 
-def _activations(layer: Any, h: Tensor, out: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+def _activations(layer: Any, part: Replaced, counted: Tensor) -> tuple[Tensor, Tensor]:
     """A and T of a batch, float32 [tokens, f] and [tokens, d], each token over the length of what it becomes."""
-    y = layer.post_attention_layernorm(h).flatten(0, 1)[counted].float()
-    h, out = h.flatten(0, 1)[counted].float(), out.flatten(0, 1)[counted].float()
+    y, change, out = (
+        value.flatten(0, 1)[counted].float() for value in (part.y, part.change, part.out)
+    )
     gate, up = (m.weight.float() for m in (layer.mlp.gate_proj, layer.mlp.up_proj))
     share = out.norm(dim=-1, keepdim=True).clamp(min=_TINY).reciprocal()
-    return F.silu(y @ gate.T) * (y @ up.T) * share, (out - h) * share
+    return F.silu(y @ gate.T) * (y @ up.T) * share, change * share
 
 
 def _put(parameter: Tensor, value: Tensor) -> None:

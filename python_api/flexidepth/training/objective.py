@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import reference
 from ..modeling import FlexiDepthForCausalLM
 from .head_loss import head_losses
+from .replaced import replaced_parts
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -198,30 +199,18 @@ def adapter_distances(
 ) -> Tensor:
     """How far each adapter is from what its layer does in the base model: float32 [routed layers].
 
-    Sum over the tokens of r(adapter(norm h) - change) over the mean of r(change), with change = layer(h) - h and
-    r(v) = |v|^2 / |layer(h)|^2, what the next norm would see of v: 1 a token for an adapter that does nothing.
+    Sum over the tokens of r(adapter(norm h) - change) over the mean of r(change), with change = layer(h) - h (more
+    in replaced.py) and r(v) = |v|^2 / |layer(h)|^2, what the next norm would see of v: 1 a token for an adapter
+    that does nothing.
     The router takes no part, and every adapter learns from every token, so that routing can start from layers
     that are already replaceable.
     """
-    taken: list[tuple[Any, Tensor, Tensor]] = []
-
-    def keep(layer: nn.Module, arguments: Sequence[Any], output: Sequence[Any]) -> None:
-        taken.append((layer, arguments[0], output[0]))
-
-    hooks = [layer.register_forward_hook(keep) for layer in model.routed_layers()]
-    try:
-        with torch.no_grad():
-            model.model(**inputs, use_cache=False, force_routing="dense")
-    finally:
-        for hook in hooks:
-            hook.remove()
     distances = []
-    for layer, h, out in taken:
+    layers = model.routed_layers()
+    for layer, part in zip(layers, replaced_parts(model, layers, inputs), strict=True):
         with torch.no_grad():
-            change = out - h
-            share = token_mask / out.float().pow(2).sum(-1).clamp(min=_TINY)
-            size = (change.float().pow(2).sum(-1) * share).sum() / token_mask.sum()
-            y = layer.post_attention_layernorm(h)
-        missed = (layer.adapter(y) - change).float().pow(2).sum(-1)
+            share = token_mask / part.out.float().pow(2).sum(-1).clamp(min=_TINY)
+            size = (part.change.float().pow(2).sum(-1) * share).sum() / token_mask.sum()
+        missed = (layer.adapter(part.y) - part.change).float().pow(2).sum(-1)
         distances.append((missed * share).sum() / size.clamp(min=_TINY))
     return torch.stack(distances)
