@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -283,6 +284,10 @@ def test_another_recipe_is_refused(base, data, tmp_path):
     run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
     with pytest.raises(ValueOutOfRangeError, match="another recipe"):
         run_recipe(recipe(base, ADAPTERS, seed=1), tmp_path / "run", data, resume=True)
+    for text in (Sequences(64, 5), Sequences(63, 1)):
+        with pytest.raises(ValueOutOfRangeError, match="text was '64 sequences, "):
+            other = dataclasses.replace(data, train=text)
+            run_recipe(recipe(base, ADAPTERS), tmp_path / "run", other, resume=True)
 
 
 def test_what_only_changes_speed_may_differ(base, data, tmp_path):
@@ -354,6 +359,15 @@ def test_out_of_memory_names_the_settings(base, data, tmp_path, monkeypatch, err
 
     monkeypatch.setattr(RoutingTrainer, "compute_loss", burst)
     with pytest.raises(OutOfMemoryError, match=r"lower batch_size \(2\).*gradient_checkpointing"):
+        run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
+
+
+def test_out_of_memory_while_loading(base, data, tmp_path, monkeypatch):
+    def burst(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(run_module, "starting_model", burst)
+    with pytest.raises(OutOfMemoryError, match=r"2\.00 GiB.*precision: bf16"):
         run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,32 @@ _FREE = (
     "eval_steps",
     "eval_sequences",
 )
-# The text's place; what it says is not compared.
+# The text's place; what it says is compared by text_mark.
 _FREE_DATA = ("train", "held_out", "num_proc")
 
 
-def claim(folder: Path, recipe: Recipe, *, resume: bool, sequences: int) -> None:
+def text_mark(sequences: Any) -> str:
+    """Tells texts apart: how many packed sequences there are, and a digest of some of them."""
+    number = len(sequences)
+    digest = hashlib.sha256()
+    for i in (0, number // 3, number // 2, number - 1):
+        ids = sequences[i]["input_ids"]
+        digest.update(",".join(str(int(token)) for token in ids).encode())
+    return f"{number} sequences, {digest.hexdigest()[:16]}"
+
+
+def claim(folder: Path, recipe: Recipe, *, resume: bool, sequences: int, text: str) -> None:
     """Take the output directory for this recipe.
 
     Args:
-        sequences: of an optimiser step, over all processes.
+        sequences: of an optimiser step, over all processes. text: text_mark of what trains.
 
     Raises:
-        SaveError: it holds a run and resume is off. ValueOutOfRangeError: it holds a run of another recipe.
+        SaveError: it holds a run and resume is off. ValueOutOfRangeError: it holds a run of another recipe or of
+            other text.
     """
     path = folder / RECIPE_FILE
-    content = {"recipe": recipe.to_dict(), "sequences_per_step": sequences}
+    content = {"recipe": recipe.to_dict(), "sequences_per_step": sequences, "text": text}
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -45,17 +57,18 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool, sequences: int) -> None
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         old = _deciding(before["recipe"], before["sequences_per_step"])
+        old["text"] = before["text"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueOutOfRangeError(
             f"training: {path} is no recipe of a run ({error!r}); choose another directory"
         ) from error
-    new = _deciding(recipe.to_dict(), sequences)
+    new = {**_deciding(recipe.to_dict(), sequences), "text": text}
     changed = sorted(key for key in old | new if old.get(key) != new.get(key))
     if changed:
         told = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
         raise ValueOutOfRangeError(
-            f"training: {folder} was started with another recipe: {told}; resume with that one, or choose another "
-            "directory"
+            f"training: {folder} was started with another recipe or text: {told}; resume with those, or choose "
+            "another directory"
         )
 
 

@@ -22,7 +22,7 @@ from ..checkpoints.trainable import load_routing
 from ..errors import FlexiDepthError
 from ..modeling import FlexiDepthForCausalLM
 from .adapter_start import fit_adapters
-from .claim import claim
+from .claim import claim, text_mark
 from .objective import Weights
 from .ordering import order_layers
 from .plot import write_training_figure
@@ -30,10 +30,12 @@ from .recipe import Recipe, Stage
 from .start import (
     check_stages,
     half_precision,
+    loading_advice,
     make_controller,
-    out_of_memory,
+    memory_advice,
     starting_model,
     stored_fingerprint,
+    training_advice,
 )
 from .trainer import RoutingTrainer, SaveRouting, last_checkpoint
 
@@ -63,7 +65,7 @@ def run_recipe(
 
     Raises:
         SaveError: `output_dir` holds a run and resume is off. ValueOutOfRangeError: it holds one of another
-            recipe, or a stage is not for this model. OutOfMemoryError: with the settings to lower.
+            recipe or text, or a stage is not for this model. OutOfMemoryError: with the settings to lower.
     """
     from accelerate import PartialState
 
@@ -73,8 +75,10 @@ def run_recipe(
     with processes.main_process_first():
         if processes.is_main_process:
             sequences = recipe.batch_size * recipe.gradient_accumulation * processes.num_processes
-            claim(folder, recipe, resume=resume, sequences=sequences)
-    model = starting_model(recipe)
+            text = text_mark(data.train)
+            claim(folder, recipe, resume=resume, sequences=sequences, text=text)
+    with memory_advice(loading_advice(recipe)):
+        model = starting_model(recipe)
     check_stages(recipe, model)
     fingerprint = stored_fingerprint(recipe)
 
@@ -95,12 +99,8 @@ def run_recipe(
         if result.is_dir():
             load_routing(model, result)
             continue
-        try:
+        with memory_advice(training_advice(recipe)):
             _run_stage(recipe, stage, folder / stage.name, model, data, save)
-        except (RuntimeError, MemoryError) as error:
-            if (told := out_of_memory(recipe, error)) is not None:
-                raise told from error
-            raise
     processes.wait_for_everyone()
     return result
 

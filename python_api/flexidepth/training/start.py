@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +97,30 @@ def check_stages(recipe: Recipe, model: FlexiDepthForCausalLM) -> None:
     model.explore_skips(0.0)
 
 
-def out_of_memory(recipe: Recipe, error: BaseException) -> OutOfMemoryError | None:
-    """What to say if an error is one of memory, else None."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    if not known and _CPU_OUT_OF_MEMORY not in str(error):
-        return None
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return OutOfMemoryError(
-        f"training: out of memory ({first}); lower batch_size ({recipe.batch_size}) and raise "
-        f"gradient_accumulation ({recipe.gradient_accumulation}) for it, lower data.length "
-        f"({recipe.data.length}), or set gradient_checkpointing: true"
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Errors within it that are for want of memory become OutOfMemoryErrors that say what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and _CPU_OUT_OF_MEMORY not in str(error):
+            raise
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OutOfMemoryError(f"training: out of memory ({first}); {advice}") from error
+
+
+def loading_advice(recipe: Recipe) -> str:
+    """What to do where the model does not fit."""
+    return (
+        f"{recipe.base_model} is held as it is while it trains: free memory, or keep it in half the size with "
+        f"precision: bf16 (it is {recipe.precision})"
+    )
+
+
+def training_advice(recipe: Recipe) -> str:
+    """What to do where its batches do not fit."""
+    return (
+        f"lower batch_size ({recipe.batch_size}) and raise gradient_accumulation ({recipe.gradient_accumulation}) "
+        f"for it, lower data.length ({recipe.data.length}), or set gradient_checkpointing: true"
     )
