@@ -186,6 +186,7 @@ TRAINING = [
     (["--base-model", "b"], "recipe.base_model", "b"),
     (["--start", "s"], "recipe.start", "s"),
     (["--target-layers-skipped", "3.5"], "recipe.target_layers_skipped", 3.5),
+    (["--set", "seed=1", "--set", "batch_size=2"], "recipe.settings", ["seed=1", "batch_size=2"]),
 ]
 CALIBRATION = [
     *LOADING,
