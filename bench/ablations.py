@@ -64,6 +64,9 @@ def main(
     prose: Annotated[Path | None, typer.Option(help="Held-out text.")] = None,
     code: Annotated[Path | None, typer.Option(help="Held-out code.")] = None,
     chat: Annotated[Path | None, typer.Option(help="Held-out conversations.")] = None,
+    distilled: Annotated[
+        Path | None, typer.Option(help="Held-out answers of the base model.")
+    ] = None,
     variants: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(VARIANTS),
     training_tokens: Annotated[int, typer.Option(min=1, help="Of each variant.")] = 61_440,
     skipped: Annotated[str, typer.Option(help="Mean layers to skip.")] = "2,4",
@@ -79,7 +82,7 @@ def main(
         raise typer.BadParameter(
             f"--variants {', '.join(wrong)}: wanted some of {', '.join(VARIANTS)}"
         )
-    texts = {"prose": prose, "code": code, "chat": chat}
+    texts = {"prose": prose, "code": code, "chat": chat, "distilled": distilled}
     values: dict[str, Any] = {
         "texts": {name: path for name, path in texts.items() if path is not None},
         "skipped": [float(number) for number in skipped.split(",")],

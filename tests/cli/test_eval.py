@@ -24,10 +24,12 @@ def test_tables_on_standard_output_rows_on_standard_error(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    texts = ("--prose", prose, "--code", prose, "--chat", chat, "--tasks", tasks)
-    result = run("eval", model, *texts, *SMALL, "--output-dir", out)
+    texts = ("--prose", prose, "--code", prose, "--chat", chat, "--distilled", chat)
+    result = run("eval", model, *texts, "--tasks", tasks, *SMALL, "--output-dir", out)
     assert result.exit_code == 0, result.output
-    for word in ("prose, 58 predictions", "code, 58", "chat, 58", "words, 3 questions", "shortgpt"):
+    for name in ("prose", "code", "chat", "distilled"):
+        assert f"{name}, 58 predictions" in result.stdout
+    for word in ("words, 3 questions", "shortgpt"):
         assert word in result.stdout
     assert "shortgpt, 1 layers skipped: prose, perplexity" in result.stderr
     assert f"wrote {out / 'eval.json'}" in result.stderr

@@ -15,6 +15,7 @@ import torch
 from flexidepth import FlexiDepth, open_checkpoint
 from flexidepth.errors import SaveError, UnsupportedError, ValueOutOfRangeError
 from flexidepth.evaluation import EvalOptions, EvalResult, evaluate, measure
+from flexidepth.evaluation.data import read_data
 from flexidepth.evaluation.points import METHODS, Point, base_point
 from flexidepth.evaluation.record import PARTIAL
 from flexidepth.evaluation.report import report_text
@@ -213,6 +214,19 @@ def test_tables_are_rectangles_of_the_rows(
         r for r in result.rows if isinstance(r, TextRow) and r.key[1:] == ("random", 2, "prose")
     )
     assert overview.rows[2][3] == f"{row.ratio:.3f}"
+
+
+def test_prompts_come_from_every_set_of_conversations_in_turn(
+    make: Make, chat: Path, llm: FlexiDepth, tmp_path: Path
+) -> None:
+    other = write_lines(
+        tmp_path / "other.jsonl",
+        [{"question": sentence(i, 3), "answer": sentence(i, 4)} for i in range(40, 50)],
+    )
+    options = make(texts={"chat": chat, "other": other}, answers=5)
+    data = read_data(options, llm.tokenizer, lambda _: None)
+    one, two = (text_set.prompts for text_set in data.sets)
+    assert data.prompts == [one[0], two[0], one[1], two[1], one[2]]
 
 
 def test_only_what_is_given_is_measured(make: Make, prose: Path) -> None:

@@ -56,7 +56,11 @@ def evaluate_model(
     code: Annotated[Path | None, typer.Option(help="The same of code.")] = None,
     chat: Annotated[
         Path | None,
-        typer.Option(help="The same of conversations, whose first questions are answered too."),
+        typer.Option(help="The same of conversations. First questions are answered too."),
+    ] = None,
+    distilled: Annotated[
+        Path | None,
+        typer.Option(help="The same of the base model's own answers, see distill-data."),
     ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="Multiple-choice questions: a jsonl file or a directory.")
@@ -82,7 +86,7 @@ def evaluate_model(
     ] = 3072,
     limit: Annotated[int, typer.Option(help="Questions of a task.")] = 200,
     answers: Annotated[
-        int, typer.Option(help="Prompts of the conversations to answer; 0 = none.")
+        int, typer.Option(help="First questions of conversations to answer; 0 = none.")
     ] = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
     per_kind: Annotated[
@@ -104,7 +108,7 @@ def evaluate_model(
     from ..evaluation.options import EvalOptions
     from ..evaluation.run import evaluate
 
-    texts = {"prose": prose, "code": code, "chat": chat}
+    texts = {"prose": prose, "code": code, "chat": chat, "distilled": distilled}
     arguments: dict[str, Any] = {
         "model": model,
         "texts": {name: path for name, path in texts.items() if path is not None},

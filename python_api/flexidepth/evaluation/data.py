@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def read_data(options: EvalOptions, tokenizer: Any, notify: Callable[[str], None
         for name, path in options.texts.items()
     ]
     calibration, source = _calibration(options, sets, tokenizer)
-    prompts = [p for text_set in sets for p in text_set.prompts if _is_short(p, tokenizer)]
+    prompts = _in_turn([[p for p in s.prompts if _is_short(p, tokenizer)] for s in sets])
     kinds = {}
     if options.per_kind and getattr(tokenizer, "chat_template", None) is not None:
         documents = [document for text_set in sets for document in text_set.documents]
@@ -109,6 +110,12 @@ def _read_tasks(
         questions = read_questions(path, options.limit)
         tasks[path.stem] = [encode_question(question, tokenizer) for question in questions]
     return tasks
+
+
+def _in_turn(lists: list[list[Messages]]) -> list[Messages]:
+    """The first of each list, the second of each, and so on."""
+    rounds = zip_longest(*lists)
+    return [prompt for taken in rounds for prompt in taken if prompt is not None]
 
 
 def _is_short(prompt: Messages, tokenizer: Any) -> bool:
