@@ -40,7 +40,7 @@ def inputs():
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.5, 2.0)])
 @pytest.mark.parametrize("chunk", [5 * 37, 1 << 20])
 def test_values_and_gradient_are_those_of_whole_logits(inputs, weights, chunk, monkeypatch):
-    monkeypatch.setattr(head_loss, "_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(head_loss, "_CHUNK_ELEMENTS_ON_CPU", chunk)
     hidden, head, labels, base = inputs
     got = head_losses(
         hidden, head, labels, base_hidden=base, lm_weight=weights[0], kl_weight=weights[1]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bench.wheels import Wheel
 from flexidepth.cli.common import command_errors
 from flexidepth.errors import DataError
 from flexidepth.training.documents import read_documents
+from flexidepth.training.made_tasks import KINDS
 
 WORDS = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er", "ol")]
 COPIED = " ".join(WORDS[:14])
@@ -90,6 +92,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         training_data.Part("gsm8k", 100_000),
     )
     monkeypatch.setattr(training_data, "MIXTURE", mixture)
+    monkeypatch.setattr(training_data, "TASKS", 12)
     return folder
 
 
@@ -120,7 +123,7 @@ def test_the_whole_folder(wheels: Path, gsm8k: Path, tmp_path: Path) -> None:
         "SOURCES.md",
         *(f"train/{name}.jsonl" for name in ("wiki", "chat", "code", "gsm8k")),
         *(f"held_out/{name}.jsonl" for name in ("prose", "chat", "code")),
-        *(f"prompts/{name}.jsonl" for name in ("wiki", "chat", "gsm8k", "questions")),
+        *(f"prompts/{name}.jsonl" for name in ("train", "held_out")),
     }
     train = list(read_documents([out / f for f in sorted(files) if f.startswith("train/")]))
     held = list(read_documents([out / f for f in sorted(files) if f.startswith("held_out/")]))
@@ -150,10 +153,37 @@ def test_the_records(wheels: Path, gsm8k: Path, tmp_path: Path) -> None:
     code = "".join(r["text"] for r in read(out / "train" / "code.jsonl"))
     assert all(code.count(f"@decorated\ndef f{n}():") == 1 for n in range(90))
     assert len(read(out / "train" / "code.jsonl")) > 2
-    questions = [r["question"] for r in read(out / "prompts" / "questions.jsonl")]
-    assert questions == ["Who was first?"]
-    titles = {r["prompt"] for r in read(out / "prompts" / "wiki.jsonl")}
-    assert len(titles) == 51 and "Tell me about Copied." not in titles
+
+
+def test_the_prompts(wheels: Path, gsm8k: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(out, "--wheels", wheels, "--gsm8k", gsm8k).exit_code == 0
+    train, held = (read(out / "prompts" / f"{name}.jsonl") for name in ("train", "held_out"))
+    assert Counter(r["source"] for r in train) == {
+        "wiki": 51 - 4,
+        "questions": 1,
+        "gsm8k": 1,
+        "chat": 5,
+        "made": 12 * len(KINDS),
+    }
+    assert Counter(r["source"] for r in held) == {"wiki": 4, "made": 1 * len(KINDS)}
+    said = [str(r.get("prompt") or r["question"]) for r in (*train, *held)]
+    assert len(set(said)) == len(said)
+    assert "Who was first?" in said and "Tell me about Copied." not in said
+
+
+def test_a_question_to_be_held_out_is_not_trained_on(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_data, "PROMPTS_PER_HELD_OUT", 2)
+    path = tmp_path / "gsm8k.jsonl"
+    lines = [{"question": f"What is {i}+3?", "answer": f"{i + 3}"} for i in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    out = tmp_path / "out"
+    assert run(out, "--wheels", wheels, "--gsm8k", path).exit_code == 0
+    held = {r["question"] for r in read(out / "prompts" / "held_out.jsonl") if "question" in r}
+    trained = {r["question"] for r in read(out / "train" / "gsm8k.jsonl")}
+    assert len(held) == len(trained) == 3 and not held & trained
 
 
 def test_the_same_again_and_other_without_mathematics(wheels: Path, tmp_path: Path) -> None:
@@ -165,7 +195,7 @@ def test_the_same_again_and_other_without_mathematics(wheels: Path, tmp_path: Pa
         for root in (tmp_path / "a", tmp_path / "b", tmp_path / "c")
     )
     assert a == b != c
-    assert Path("train/gsm8k.jsonl") not in a and Path("prompts/gsm8k.jsonl") not in a
+    assert Path("train/gsm8k.jsonl") not in a
 
 
 def test_nothing_of_others_is_replaced(wheels: Path, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-_CHUNK_ELEMENTS = 1 << 25  # logits of a chunk: 128 MiB in float32
+# Logits of a chunk: 128 MiB in float32, or what stays in a processor's cache.
+_CHUNK_ELEMENTS = 1 << 25
+_CHUNK_ELEMENTS_ON_CPU = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class _HeadLosses(torch.autograd.Function):
         wanted = hidden.requires_grad
         gradient = torch.empty_like(hidden) if wanted else None
         sums = torch.zeros(4, dtype=torch.float64, device=hidden.device)
-        chunk = max(1, _CHUNK_ELEMENTS // head.shape[0])
+        most = _CHUNK_ELEMENTS_ON_CPU if hidden.device.type == "cpu" else _CHUNK_ELEMENTS
+        chunk = max(1, most // head.shape[0])
+        space = _Workspace(min(chunk, len(targets)), head)
         for start in range(0, len(targets), chunk):
             own = slice(start, start + chunk)
             slope = _chunk(
@@ -93,6 +97,7 @@ class _HeadLosses(torch.autograd.Function):
                 (lm_weight, kl_weight),
                 sums,
                 wanted,
+                space,
             )
             if gradient is not None and slope is not None:
                 gradient[own] = slope
@@ -110,6 +115,17 @@ class _HeadLosses(torch.autograd.Function):
         return gradient * slopes[0].to(gradient.dtype), None, None, None, None, None
 
 
+class _Workspace:
+    """Buffers of one chunk, used again by the next: three of float32 and one of the head's type, [rows, vocab]."""
+
+    def __init__(self, rows: int, head: Tensor) -> None:
+        def buffer(dtype: torch.dtype) -> Tensor:
+            return torch.empty(rows, head.shape[0], dtype=dtype, device=head.device)
+
+        self.logits = buffer(head.dtype)
+        self.logp, self.base_logp, self.base_p = (buffer(torch.float32) for _ in range(3))
+
+
 def _chunk(
     hidden: Tensor,
     head: Tensor,
@@ -118,19 +134,21 @@ def _chunk(
     weights: tuple[float, float],
     sums: Tensor,
     wanted: bool,
+    space: _Workspace,
 ) -> Tensor | None:
     """Adds a chunk's losses to sums (lm, kl, base lm, agreed) and gives the gradient of its hidden states."""
     lm_weight, kl_weight = weights
-    logp = _log_softmax(hidden, head)
+    logits = space.logits[: len(targets)]
+    logp = _log_softmax(hidden, head, logits, space.logp)
     lm = -logp.gather(1, targets[:, None])[:, 0]
     sums[0] += lm.sum(dtype=torch.float64)
     slope = None
     if base is not None:
-        base_logp = _log_softmax(base, head)
+        base_logp = _log_softmax(base, head, logits, space.base_logp)
         sums[2] -= base_logp.gather(1, targets[:, None]).sum(dtype=torch.float64)
         sums[3] += (logp.argmax(1) == base_logp.argmax(1)).sum()
-        q = base_logp.exp()
-        sums[1] += (q * base_logp.sub_(logp)).sum(1).sum(dtype=torch.float64)
+        q = torch.exp(base_logp, out=space.base_p[: len(targets)])
+        sums[1] += torch.linalg.vecdot(q, base_logp.sub_(logp)).sum(dtype=torch.float64)
         if wanted:
             # (lm + kl) p - kl q, and the label's lm: one buffer, overwritten.
             slope = logp.exp_().mul_(lm_weight + kl_weight).sub_(q, alpha=kl_weight)
@@ -139,9 +157,10 @@ def _chunk(
     if slope is None:
         return None
     slope.scatter_add_(1, targets[:, None], slope.new_full((len(targets), 1), -lm_weight))
-    return slope.to(head.dtype) @ head
+    return logits.copy_(slope) @ head
 
 
-def _log_softmax(hidden: Tensor, head: Tensor) -> Tensor:
-    """float32 [rows, vocab]."""
-    return F.log_softmax((hidden.to(head.dtype) @ head.T).float(), dim=-1)
+def _log_softmax(hidden: Tensor, head: Tensor, logits: Tensor, into: Tensor) -> Tensor:
+    """float32 [rows, vocab]; the logits are overwritten."""
+    torch.mm(hidden.to(head.dtype), head.T, out=logits)
+    return torch.log_softmax(logits, -1, dtype=torch.float32, out=into[: len(hidden)])

@@ -96,8 +96,8 @@ class Recipe:
     checkpoint to go on from instead of seeded routers. gate_bias: start of the routers' bias, so high that
     every token runs nearly every layer. estimator: of the multipliers' gradient, "exact" along the path taken, or
     "sparsemixer", which draws decisions. batch_size: sequences per device and forward pass.
-    gradient_accumulation: passes per optimiser step. precision: "auto" (bfloat16 where a GPU has it),
-    "bf16" or "float32".
+    gradient_accumulation: passes per optimiser step. precision: "auto" (bfloat16 where a GPU or the
+    processor's AMX has it), "bf16" or "float32".
     """
 
     base_model: str

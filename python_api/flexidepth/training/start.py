@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from flexidepth_ext.cpu_info import cpu_flags
+
 from ..checkpoints import load_trainable, open_checkpoint
 from ..checkpoints.fingerprint import base_fingerprint
 from ..checkpoints.routing_directory import is_routing_directory
@@ -18,13 +20,19 @@ from ..modeling import FlexiDepthForCausalLM
 from .recipe import Recipe, Stage
 from .steering import BudgetController, PenaltyController
 
+_AMX = "amx_bf16"  # the processor's matrix unit
 _CPU_OUT_OF_MEMORY = "can't allocate memory"  # what torch's allocator says, in a plain RuntimeError
 
 
 def half_precision(recipe: Recipe) -> bool:
-    """Whether the base model is kept, and matrices are multiplied, in bfloat16."""
+    """Whether the base model is kept, and matrices are multiplied, in bfloat16.
+
+    By itself only where that is several times as fast: on GPUs, and on processors with AMX.
+    """
     if recipe.precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if torch.cuda.is_available():
+            return torch.cuda.is_bf16_supported()
+        return _AMX in cpu_flags()
     return recipe.precision == "bf16"
 
 
