@@ -42,12 +42,13 @@ class Part:
     held_out: int = 0
 
 
-# The mixture. Wikipedia and code for language, chats for turns and end tokens, GSM8K for reckoning.
+# The mixture. Wikipedia and code for language, chats for turns, GSM8K for reckoning; the base model's own answers
+# come beside them (flexidepth distill-data).
 MIXTURE = (
-    Part("wiki", 5_000_000, held_out=400),
-    Part("chat", 2_600_000, held_out=300),
-    Part("code", 2_000_000),
-    Part("gsm8k", 1_300_000),
+    Part("wiki", 2_600_000, held_out=400),
+    Part("chat", 1_200_000, held_out=300),
+    Part("code", 1_800_000),
+    Part("gsm8k", 600_000),
 )
 # Prompts for the base model to answer (flexidepth distill-data); of each kind of made-up task there are TASKS more.
 PROMPTS = {"wiki": 550, "questions": 550, "gsm8k": 330, "chat": 60}

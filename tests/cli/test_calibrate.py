@@ -68,6 +68,28 @@ def test_a_routing_checkpoint_gets_its_dial(run: Command, routing: Path, data: P
     assert facts["calibrated_layers_skipped"] == [p["layers_skipped"] for p in points]
 
 
+def test_several_files_give_as_much_each(
+    run: Command, routing: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexidepth.training import calibration_text
+
+    given: list[tuple[int, int]] = []
+    whole = calibration_text.token_sequences
+
+    def watched(documents: Any, *arguments: Any, **options: Any) -> list[list[int]]:
+        sequences = whole(documents, *arguments, **options)
+        given.append((options["tokens"], sum(map(len, sequences))))
+        return sequences
+
+    monkeypatch.setattr(calibration_text, "token_sequences", watched)
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT * 40)
+    two = ("--data", data, "--data", other)
+    result = run("calibrate", routing, *two, "--tokens", 101, "--targets", "1.5", "-t", 1)
+    assert result.exit_code == 0, result.output
+    assert given == [(51, 51), (51, 51)] and "measured on 102 tokens" in result.stderr
+
+
 def test_a_calibrated_model_takes_the_dial(run: Command, routing: Path, data: Path) -> None:
     assert run("calibrate", routing, "--data", data, "-t", 1).exit_code == 0
     update_config(routing, {"skip_presets": {"little": 0.5, "much": 2.0}})

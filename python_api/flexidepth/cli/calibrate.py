@@ -41,8 +41,11 @@ def calibrate(
         Path, typer.Argument(help="A FlexiDepth directory, whole or of routers alone.")
     ],
     data: Annotated[
-        Path,
-        typer.Option(help='Held-out text: .txt, or .jsonl with "text" or "messages" a line.'),
+        list[Path],
+        typer.Option(
+            help='Held-out text: .txt, or .jsonl with "text" or "messages" a line; may be repeated, each '
+            "gives as much."
+        ),
     ],
     targets: Annotated[
         str | None,
@@ -65,7 +68,9 @@ def calibrate(
 
     wanted = parse_targets(targets)
     check_changeable(model)
-    documents = list(read_documents([data]))  # before the model: a wrong file is said at once
+    # Before the model: a wrong file is said at once.
+    documents = [list(read_documents([path])) for path in data]
+    share = -(-tokens // len(data))
     with load_model(
         str(model),
         device="auto",
@@ -75,7 +80,11 @@ def calibrate(
         base_model=base_model,
     ) as llm:
         length = min(length, llm.max_length)
-        texts = token_sequences(documents, llm.tokenizer, tokens=tokens, length=length)
+        texts = [
+            sequence
+            for own in documents
+            for sequence in token_sequences(own, llm.tokenizer, tokens=share, length=length)
+        ]
         found = calibration.calibrate(
             llm,
             texts,
