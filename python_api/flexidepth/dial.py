@@ -18,7 +18,8 @@ from .errors import UnsupportedError, ValueOutOfRangeError
 
 PRESETS = {"quality": 2.0, "balanced": 4.0, "fast": 6.0}  # mean layers skipped a token
 TOLERANCE = 0.02  # layers: how near a calibration comes to what was wanted
-_SMALLEST_TAU = 1e-6  # of a logit that is taken; the largest is 1 minus this
+# Of a logit that is taken. Gates are float32: near 0 they go far, near 1 they end.
+_SMALLEST_TAU, _LARGEST_TAU = 1e-30, 1 - 1e-6
 _MAKES_IT = "`flexidepth calibrate MODEL --data FILE` makes one"
 
 
@@ -129,8 +130,8 @@ def preset_target(
 def calibrated_thresholds(calibration: Sequence[Mapping[str, Any]], target: float) -> list[float]:
     """tau of each routed layer under which a token skips `target` layers on average.
 
-    Between two points logit tau is linear in the number of layers skipped; tau is kept 1e-6 away from 0 and 1
-    for that. A target outside the range by no more than the calibration's tolerance takes the nearest point.
+    Between two points logit tau is linear in the number of layers skipped; tau is kept away from 0 and 1
+    for that, by 1e-30 and 1e-6. A target outside the range by no more than the calibration's tolerance takes the nearest point.
 
     Raises:
         UnsupportedError: no calibration. ValueOutOfRangeError: a target outside the calibrated range.
@@ -155,7 +156,7 @@ def calibrated_thresholds(calibration: Sequence[Mapping[str, Any]], target: floa
 
 def logit(tau: float) -> float:
     """log(tau / (1 - tau)), of a tau kept within [1e-6, 1 - 1e-6]."""
-    kept = min(max(tau, _SMALLEST_TAU), 1 - _SMALLEST_TAU)
+    kept = min(max(tau, _SMALLEST_TAU), _LARGEST_TAU)
     return math.log(kept) - math.log1p(-kept)
 
 

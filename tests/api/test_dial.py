@@ -44,7 +44,7 @@ def test_between_two_points_thresholds_are_interpolated_along_their_logits() -> 
     taus = calibrated_thresholds(POINTS, 1.25)
     assert odds(taus[0]) == pytest.approx(0.25 * odds(0.2))
     assert odds(taus[1]) == pytest.approx(0.25 * odds(0.1))
-    assert odds(taus[2]) == pytest.approx(0.25 * odds(1e-6))
+    assert odds(taus[2]) == pytest.approx(0.25 * odds(1e-30))
     taus = calibrated_thresholds(POINTS, 2.0)
     assert odds(taus[0]) == pytest.approx(0.5 * odds(0.9))
     assert odds(taus[2]) == pytest.approx(0.5 * odds(1 - 1e-6))
