@@ -176,6 +176,12 @@ def router_gate(
     if (folded is None) == (dec is None or head is None):
         raise ShapeError("router_gate: give either folded, or dec and head")
     _f32(norm, "router_gate", "norm", (enc.n,))
+    if folded is not None:
+        _f32(folded, "router_gate", "folded", (enc.n,))
+    if dec is not None and head is not None:
+        _f32(head, "router_gate", "head", (enc.k,))
+        if (dec.n, dec.k) != (enc.k, enc.n):
+            raise ShapeError(f"router_gate: dec is {[dec.n, dec.k]}; wanted {[enc.k, enc.n]}")
     gates = torch.empty(rows)
     _C.router_gate(
         ctx or context(),

@@ -1,7 +1,8 @@
 """How close a kernel must come: at most twice the error of the same maths in torch at the same type.
 
 Errors are root mean squares against float64: the largest single error is a lottery, their mean is not. Where
-torch's own error is tiny by luck, half a unit in the last place of the largest value is allowed.
+torch's own error is tiny, by luck or because its processor adds in many pieces, a unit in the last place of the largest
+value is allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def assert_as_exact_as_torch(
     assert torch.isfinite(ours).all()
     error = (ours.double() - exact).square().mean().sqrt().item()
     theirs = (torchs.double() - exact).square().mean().sqrt().item()
-    floor = torch.finfo(torch.float32).eps / 2 * exact.abs().max().item()
+    floor = torch.finfo(torch.float32).eps * exact.abs().max().item()
     assert error <= factor * max(theirs, floor), (
         f"error {error:.3e}, torch's {theirs:.3e}, floor {floor:.3e}"
     )

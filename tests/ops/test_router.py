@@ -91,6 +91,17 @@ def test_either_folded_or_strict():
         ops.router_gate(torch.randn(1, 96), ops.PackedWeight(r["enc"]), r["norm"])
 
 
+def test_a_router_of_other_sizes_is_refused():
+    x, enc, norm = torch.randn(1, 96), ops.PackedWeight(torch.randn(6, 96)), torch.ones(6)
+    dec, head = ops.PackedWeight(torch.randn(95, 6)), torch.randn(96)
+    with pytest.raises(ShapeError, match=r"dec is \[95, 6\]; wanted \[96, 6\]"):
+        ops.router_gate(x, enc, norm, dec=dec, head=head)
+    with pytest.raises(ShapeError, match=r"head is \[5\]"):
+        ops.router_gate(x, enc, norm, dec=dec, head=torch.randn(5))
+    with pytest.raises(ShapeError, match=r"folded is \[5\]"):
+        ops.router_gate(x, enc, norm, folded=torch.randn(5))
+
+
 @pytest.mark.parametrize("rows", [0, 1, 7, 4096])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 def test_compact_is_exact(rows, threshold):
