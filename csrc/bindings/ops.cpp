@@ -117,9 +117,11 @@ void router_gate(OpContext& c, Address x, int64_t rows, int64_t hidden, Address 
 int64_t compact(Address gates, Address forced, float threshold, bool unit_scales, int64_t rows,
                 Address ran, Address run_index, Address skip_index, Address run_scale,
                 Address skip_scale) {
-  return cpu::compact({at<const float>(gates), 1, at<const uint8_t>(forced), 1, threshold,
-                       unit_scales, rows, at<uint8_t>(ran), 1, at<int32_t>(run_index),
-                       at<int32_t>(skip_index), at<float>(run_scale), at<float>(skip_scale)});
+  int32_t counts[2];
+  cpu::compact({at<const float>(gates), 1, at<const uint8_t>(forced), 1, threshold, unit_scales,
+                rows, at<uint8_t>(ran), 1, at<int32_t>(run_index), at<int32_t>(skip_index),
+                at<float>(run_scale), at<float>(skip_scale), counts});
+  return counts[0];
 }
 
 GatedMlpArgs gated(Address y, int64_t rows, int64_t hidden, Address index, Address gate, Address up,
@@ -160,16 +162,14 @@ void kv_append(OpContext& c, KvCache& cache, int64_t layer, Address k, Address v
   const int64_t width = cache.layout().num_kv_heads * cache.layout().head_dim;
   cache.reserve(cache.length() + rows);
   std::vector<int64_t> positions;
-  std::vector<uint8_t*> pages;
-  for (int64_t i = cache.length(); i < cache.length() + rows; ++i) {
-    positions.push_back(i);
-    pages.push_back(cache.page_table()[i / kPageTokens] + cache.layer_offset(layer));
-  }
-  cpu::kv_append({cache.layout(),
+  for (int64_t i = cache.length(); i < cache.length() + rows; ++i) positions.push_back(i);
+  const std::vector<int32_t> sequences(static_cast<size_t>(rows), 0);
+  uint8_t* const* table = cache.page_table();
+  cpu::kv_append({{cache.layout(), &table, cache.layer_offset(layer)},
                   {at<const float>(k), width, nullptr, rows},
                   {at<const float>(v), width, nullptr, rows},
-                  pages.data(),
-                  positions.data()},
+                  positions.data(),
+                  sequences.data()},
                  c.get());
   cache.set_length(cache.length() + rows);
 }
@@ -182,14 +182,13 @@ void attention(OpContext& c, const std::vector<KvCache*>& caches, int64_t layer,
   for (const KvCache* cache : caches) tables.push_back(cache->page_table());
   std::vector<float> scratch(cpu::attention_scratch_floats(layout.head_dim));
   const int64_t width = num_heads * layout.head_dim;
-  cpu::attention({layout,
+  cpu::attention({{layout, tables.data(), caches[0]->layer_offset(layer)},
                   {at<const float>(q), width, nullptr, rows},
                   {at<float>(out), width, nullptr, rows},
                   num_heads,
                   at<const int64_t>(positions),
                   at<const int32_t>(sequences),
-                  tables.data(),
-                  caches[0]->layer_offset(layer),
+                  nullptr,
                   sliding_window,
                   scale,
                   scratch.data()},

@@ -11,7 +11,7 @@ struct Philox {
   uint32_t word[4];
 };
 
-inline Philox philox(uint64_t seed, uint64_t counter) {
+constexpr Philox philox(uint64_t seed, uint64_t counter) {
   uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -29,7 +29,7 @@ inline Philox philox(uint64_t seed, uint64_t counter) {
 }
 
 // Uniform in [0, 1), 53 bits.
-inline double philox_uniform(uint64_t seed, uint64_t counter) {
+constexpr double philox_uniform(uint64_t seed, uint64_t counter) {
   const Philox r = philox(seed, counter);
   const uint64_t bits = (static_cast<uint64_t>(r.word[0]) << 32 | r.word[1]) >> 11;
   return static_cast<double>(bits) * 0x1p-53;

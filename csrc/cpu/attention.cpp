@@ -37,14 +37,14 @@ class Attention {
   Attention(const AttentionArgs& args, const Context& context)
       : args_(args),
         kernels_(context.kernels),
-        group_(args.num_heads / args.layout.num_kv_heads),
-        padded_dim_(args.layout.value_panels() * kPadDim) {
+        group_(args.num_heads / args.pages.layout.num_kv_heads),
+        padded_dim_(args.pages.layout.value_panels() * kPadDim) {
     heads_per_tile_ = std::min<int64_t>(group_, kMaxTileRows);
     rows_per_tile_ = std::max<int64_t>(1, kMaxTileRows / heads_per_tile_);
     tiles_per_kv_head_ = (group_ + heads_per_tile_ - 1) / heads_per_tile_;
   }
 
-  int64_t tiles_per_row_block() const { return args_.layout.num_kv_heads * tiles_per_kv_head_; }
+  int64_t tiles_per_row_block() const { return args_.pages.layout.num_kv_heads * tiles_per_kv_head_; }
   int64_t rows_per_tile() const { return rows_per_tile_; }
   int64_t partial_floats() const { return kMaxTileRows * (padded_dim_ + 2); }
 
@@ -68,23 +68,23 @@ class Attention {
     return args_.sliding_window > 0 ? std::max<int64_t>(0, position - args_.sliding_window + 1) : 0;
   }
   int64_t first_page(const Tile& t) const {
-    return window_start(args_.positions[t.first_row]) / kPageTokens;
+    return window_start(args_.position(t.first_row)) / kPageTokens;
   }
   int64_t last_page(const Tile& t) const {
-    return args_.positions[t.first_row + t.rows - 1] / kPageTokens;
+    return args_.position(t.first_row + t.rows - 1) / kPageTokens;
   }
 
   // One page into a fresh partial. A query that sees nothing of the page gets peak -inf, sum 0.
   void page(const Tile& t, int64_t page, const Partial& result) const {
     alignas(64) float scores[kMaxTileRows * kPageTokens];
     const uint8_t* base =
-        args_.page_tables[args_.sequences[t.first_row]][page] + args_.layer_offset;
+        args_.pages.tables[args_.sequence(t.first_row)][page] + args_.pages.layer_offset;
     const int64_t page_start = page * kPageTokens;
     const int64_t tokens =
-        std::min(kPageTokens, args_.positions[t.first_row + t.rows - 1] + 1 - page_start);
+        std::min(kPageTokens, args_.position(t.first_row + t.rows - 1) + 1 - page_start);
     dot_keys(t, base, tokens, scores);
     for (int64_t i = 0; i < t.queries(); ++i) {
-      const int64_t position = args_.positions[t.first_row + i / t.heads];
+      const int64_t position = args_.position(t.first_row + i / t.heads);
       const int64_t end = std::clamp<int64_t>(position + 1 - page_start, 0, tokens);
       const int64_t begin = std::clamp<int64_t>(window_start(position) - page_start, 0, end);
       float* s = scores + i * kPageTokens;
@@ -111,7 +111,7 @@ class Attention {
       state.sum[i] = state.sum[i] * keep + next.sum[i] * take;
       float* out = state.out + i * padded_dim_;
       const float* add = next.out + i * padded_dim_;
-      for (int64_t d = 0; d < args_.layout.head_dim; ++d) out[d] = out[d] * keep + add[d] * take;
+      for (int64_t d = 0; d < args_.pages.layout.head_dim; ++d) out[d] = out[d] * keep + add[d] * take;
     }
   }
 
@@ -127,15 +127,15 @@ class Attention {
     for (int64_t i = 0; i < t.queries(); ++i) {
       const float* from = state.out + i * padded_dim_;
       float* to = args_.out.row(t.first_row + i / t.heads) +
-                  (t.first_head + i % t.heads) * args_.layout.head_dim;
+                  (t.first_head + i % t.heads) * args_.pages.layout.head_dim;
       const float inverse = 1.0f / state.sum[i];
-      for (int64_t d = 0; d < args_.layout.head_dim; ++d) to[d] = from[d] * inverse;
+      for (int64_t d = 0; d < args_.pages.layout.head_dim; ++d) to[d] = from[d] * inverse;
     }
   }
 
  private:
   PanelDot dot() const {
-    return args_.layout.dtype == DType::kFloat32 ? kernels_.dot_f32 : kernels_.dot_bf16_exact;
+    return args_.pages.layout.dtype == DType::kFloat32 ? kernels_.dot_f32 : kernels_.dot_bf16_exact;
   }
 
   // out[i][panel * 16 + lane] (rows out_stride apart) = x[i] . panel; one or two panels at a time.
@@ -160,17 +160,17 @@ class Attention {
     const float* q[kMaxTileRows];
     for (int64_t i = 0; i < t.queries(); ++i)
       q[i] = args_.q.row(t.first_row + i / t.heads) +
-             (t.first_head + i % t.heads) * args_.layout.head_dim;
-    dot_panels(q, t.queries(), args_.layout.head_dim, base + args_.layout.key_offset(t.kv_head, 0),
-               args_.layout.key_panel_bytes(), (tokens + kPanel - 1) / kPanel, scores, kPageTokens);
+             (t.first_head + i % t.heads) * args_.pages.layout.head_dim;
+    dot_panels(q, t.queries(), args_.pages.layout.head_dim, base + args_.pages.layout.key_offset(t.kv_head, 0),
+               args_.pages.layout.key_panel_bytes(), (tokens + kPanel - 1) / kPanel, scores, kPageTokens);
   }
 
   void weigh_values(const Tile& t, const uint8_t* base, int64_t tokens, const float* scores,
                     float* out) const {
     const float* weights[kMaxTileRows];
     for (int64_t i = 0; i < t.queries(); ++i) weights[i] = scores + i * kPageTokens;
-    dot_panels(weights, t.queries(), tokens, base + args_.layout.value_offset(t.kv_head, 0),
-               args_.layout.value_panel_bytes(), args_.layout.value_panels(), out, padded_dim_);
+    dot_panels(weights, t.queries(), tokens, base + args_.pages.layout.value_offset(t.kv_head, 0),
+               args_.pages.layout.value_panel_bytes(), args_.pages.layout.value_panels(), out, padded_dim_);
   }
 
   const AttentionArgs& args_;
@@ -227,7 +227,7 @@ void attention(const AttentionArgs& args, const Context& context) {
   const int64_t per_row = attention.tiles_per_row_block();
   int64_t pages = 0;
   for (int64_t i = 0; i < rows && pages <= kMaxSplitUnits; ++i)
-    pages += per_row * (args.positions[i] / kPageTokens + 1);
+    pages += per_row * (args.position(i) / kPageTokens + 1);
   if (rows <= 8 && pages <= kMaxSplitUnits) {
     split_over_pages(attention, args, context, rows * per_row);
     return;
@@ -236,7 +236,7 @@ void attention(const AttentionArgs& args, const Context& context) {
   const auto block_end = [&](int64_t row) {
     int64_t end = row + 1;
     while (end < rows && end - row < attention.rows_per_tile() &&
-           args.sequences[end] == args.sequences[row])
+           args.sequence(end) == args.sequence(row))
       ++end;
     return end;
   };

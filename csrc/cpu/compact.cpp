@@ -2,7 +2,7 @@
 
 namespace flexidepth::cpu {
 
-int64_t compact(const CompactArgs& args) {
+void compact(const CompactArgs& args) {
   int64_t num_run = 0, num_skip = 0;
   for (int64_t i = 0; i < args.rows; ++i) {
     const float w = args.gates[i * args.gate_stride];
@@ -17,7 +17,8 @@ int64_t compact(const CompactArgs& args) {
       args.skip_scale[num_skip++] = args.unit_scales ? 1.0f : 1.0f - w;
     }
   }
-  return num_run;
+  args.counts[0] = static_cast<int32_t>(num_run);
+  args.counts[1] = static_cast<int32_t>(num_skip);
 }
 
 }  // namespace flexidepth::cpu

@@ -43,16 +43,18 @@ void append_row(const KvLayout& layout, const float* k, const float* v, uint8_t*
 }  // namespace
 
 void kv_append(const KvAppendArgs& args, const Context& context) {
-  const int64_t floats = 2 * args.layout.num_kv_heads * args.layout.head_dim;
+  const KvPages& pages = args.pages;
+  const int64_t floats = 2 * pages.layout.num_kv_heads * pages.layout.head_dim;
   for_rows(context, args.k.count, floats, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t slot = args.positions[i] % kPageTokens;
-      if (args.layout.dtype == DType::kFloat32) {
+      const int64_t page = args.positions[i] / kPageTokens, slot = args.positions[i] % kPageTokens;
+      uint8_t* layer = pages.tables[args.sequences[i]][page] + pages.layer_offset;
+      if (pages.layout.dtype == DType::kFloat32) {
         append_row<float>(
-            args.layout, args.k.row(i), args.v.row(i), args.layer_pages[i], slot,
-            [](float x) { return x; }, [](int64_t k, int64_t lane) { return k * kPanel + lane; });
+            pages.layout, args.k.row(i), args.v.row(i), layer, slot, [](float x) { return x; },
+            [](int64_t k, int64_t lane) { return k * kPanel + lane; });
       } else {
-        append_row<uint16_t>(args.layout, args.k.row(i), args.v.row(i), args.layer_pages[i], slot,
+        append_row<uint16_t>(pages.layout, args.k.row(i), args.v.row(i), layer, slot,
                              float_to_bf16, pair_index);
       }
     }

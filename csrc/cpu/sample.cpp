@@ -37,25 +37,26 @@ void keep_top_k(std::vector<float>& scaled, int64_t top_k) {
     if (value < limit) value = -std::numeric_limits<float>::infinity();
 }
 
-// A candidate stays while the weight of those before it is below top_p of the total.
+// A candidate stays while the weight of those before it is below top_p of the total. The order of the
+// vocabulary is restored.
 void keep_top_p(std::vector<Candidate>& candidates, float top_p) {
   double total = 0;
   for (const auto& c : candidates) total += c.weight;
-  size_t sorted = 0;
+  size_t sorted = 0, kept = candidates.size();
   double before = 0;
-  for (size_t i = 0; i < candidates.size(); ++i) {
+  for (size_t i = 0; i < kept; ++i) {
     if (i == sorted) {  // sort just as many as the nucleus turns out to need
       sorted = std::min(candidates.size(), std::max(kFirstSorted, sorted * 4));
       const auto first = candidates.begin() + static_cast<std::ptrdiff_t>(i);
       std::partial_sort(first, candidates.begin() + static_cast<std::ptrdiff_t>(sorted),
                         candidates.end(), heavier);
     }
-    if (i > 0 && before >= top_p * total) {
-      candidates.resize(i);
-      return;
-    }
+    if (i > 0 && before >= top_p * total) kept = i;
     before += candidates[i].weight;
   }
+  candidates.resize(kept);
+  std::sort(candidates.begin(), candidates.end(),
+            [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
 }
 
 int32_t draw(const std::vector<Candidate>& candidates, double uniform) {

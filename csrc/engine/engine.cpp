@@ -159,38 +159,35 @@ void Engine::append(const Batch& batch, int64_t layer) {
              shape_.num_kv_heads,
              dim},
             context());
-  const KvCache& first = *batch.caches[0];
-  for (int64_t i = 0; i < batch.rows; ++i)
-    scratch_->layer_pages[i] = page_tables_[static_cast<size_t>(scratch_->sequences[i])]
-                                           [scratch_->positions[i] / kPageTokens] +
-                               first.layer_offset(layer);
-  cpu::kv_append({first.layout(),
+  cpu::kv_append({pages_of(batch, layer),
                   {scratch_->k, width, nullptr, batch.rows},
                   {scratch_->v, width, nullptr, batch.rows},
-                  scratch_->layer_pages,
-                  scratch_->positions},
+                  scratch_->positions,
+                  scratch_->sequences},
                  context());
+}
+
+KvPages Engine::pages_of(const Batch& batch, int64_t layer) const {
+  const KvCache& first = *batch.caches[0];
+  return {first.layout(), page_tables_.data(), first.layer_offset(layer)};
 }
 
 // q is compacted: its row i belongs to row index[i] of the batch (to row i when index is null).
 void Engine::attend(const Batch& batch, int64_t layer_index, const LayerWeights& layer,
-                    int64_t rows, const int32_t* index, const int64_t* positions,
-                    const int32_t* sequences) {
+                    int64_t rows, const int32_t* index) {
   const int64_t d = shape_.hidden_size, width = shape_.query_width(), dim = shape_.head_dim;
   cpu::rope({{scratch_->q, width, nullptr, rows},
              {scratch_->cos_sin, dim, index, rows},
              shape_.num_heads,
              dim},
             context());
-  const KvCache& first = *batch.caches[0];
-  cpu::attention({first.layout(),
+  cpu::attention({pages_of(batch, layer_index),
                   {scratch_->q, width, nullptr, rows},
                   {scratch_->attention, width, nullptr, rows},
                   shape_.num_heads,
-                  positions,
-                  sequences,
-                  page_tables_.data(),
-                  first.layer_offset(layer_index),
+                  scratch_->positions,
+                  scratch_->sequences,
+                  index,
                   shape_.sliding_window,
                   1.0f / std::sqrt(static_cast<float>(dim)),
                   scratch_->partials},
@@ -213,7 +210,7 @@ void Engine::plain_layer(const Batch& batch, int64_t index, const LayerWeights& 
   project.outputs[2] = {layer.v, {scratch_->v, kv, nullptr, rows}, false, nullptr};
   cpu::linear(project, context());
   append(batch, index);
-  attend(batch, index, layer, rows, nullptr, scratch_->positions, scratch_->sequences);
+  attend(batch, index, layer, rows, nullptr);
   norm(layer.post_attention_norm, scratch_->h, rows);
   cpu::feed_forward({{scratch_->x, d, nullptr, rows},
                      {scratch_->h, d, nullptr, rows},
@@ -247,15 +244,11 @@ int64_t Engine::route(const Batch& batch, const LayerWeights& layer) {
   const float* thresholds =
       batch.thresholds != nullptr ? batch.thresholds : shape_.thresholds.data();
   const bool hard = batch.routing == Routing::kForcedHard || shape_.straight_through;
-  const int64_t run =
-      cpu::compact({gates, stride, batch.routing == Routing::kRouter ? nullptr : batch.mask + j,
-                    routed, thresholds[j], hard, rows, batch.ran + j, routed, scratch_->run_index,
-                    scratch_->skip_index, scratch_->run_scale, scratch_->skip_scale});
-  for (int64_t i = 0; i < run; ++i) {
-    scratch_->run_positions[i] = scratch_->positions[scratch_->run_index[i]];
-    scratch_->run_sequences[i] = scratch_->sequences[scratch_->run_index[i]];
-  }
-  return run;
+  int32_t counts[2];
+  cpu::compact({gates, stride, batch.routing == Routing::kRouter ? nullptr : batch.mask + j, routed,
+                thresholds[j], hard, rows, batch.ran + j, routed, scratch_->run_index,
+                scratch_->skip_index, scratch_->run_scale, scratch_->skip_scale, counts});
+  return counts[0];
 }
 
 void Engine::routed_layer(const Batch& batch, int64_t index, const LayerWeights& layer) {
@@ -277,7 +270,7 @@ void Engine::routed_layer(const Batch& batch, int64_t index, const LayerWeights&
     query.x = {scratch_->x, d, run_index, run};
     query.outputs[0] = {layer.q, {scratch_->q, shape_.query_width(), nullptr, run}, false, nullptr};
     cpu::linear(query, context());
-    attend(batch, index, layer, run, run_index, scratch_->run_positions, scratch_->run_sequences);
+    attend(batch, index, layer, run, run_index);
   }
   norm(layer.post_attention_norm, scratch_->h, rows);
   if (run > 0) {

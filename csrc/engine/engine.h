@@ -58,8 +58,9 @@ class Engine {
   void routed_layer(const Batch& batch, int64_t index, const LayerWeights& layer);
   int64_t route(const Batch& batch, const LayerWeights& layer);
   void append(const Batch& batch, int64_t layer);
+  KvPages pages_of(const Batch& batch, int64_t layer) const;
   void attend(const Batch& batch, int64_t layer_index, const LayerWeights& layer, int64_t rows,
-              const int32_t* index, const int64_t* positions, const int32_t* sequences);
+              const int32_t* index);
   void norm(const float* weight, const float* from, int64_t rows);
   void finish(const Batch& batch);
 

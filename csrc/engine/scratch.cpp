@@ -15,7 +15,7 @@ int64_t floats_per_row(const ModelShape& s) {
          s.head_dim + 3;
 }
 
-constexpr size_t kIntegerBytesPerRow = 4 * sizeof(int32_t) + 2 * sizeof(int64_t) + sizeof(uint8_t*);
+constexpr size_t kIntegerBytesPerRow = 3 * sizeof(int32_t) + sizeof(int64_t);
 constexpr size_t kPieces = 24;  // an upper bound on take() calls, each of which may round up
 
 size_t scratch_bytes(const ModelShape& s, int64_t max_rows) {
@@ -54,10 +54,7 @@ Scratch::Scratch(const ModelShape& s, int64_t max_rows) : arena(scratch_bytes(s,
   take(run_index);
   take(skip_index);
   take(sequences);
-  take(run_sequences);
   take(positions);
-  take(run_positions);
-  take(layer_pages);
 }
 
 void Scratch::poison() { std::memset(arena.data(), 0xff, float_bytes_); }

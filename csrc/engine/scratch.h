@@ -27,10 +27,7 @@ struct Scratch {
   int32_t* run_index;  // [rows]
   int32_t* skip_index;     // [rows]
   int32_t* sequences;      // [rows]
-  int32_t* run_sequences;  // [rows]           compacted
   int64_t* positions;      // [rows]
-  int64_t* run_positions;  // [rows]           compacted
-  uint8_t** layer_pages;   // [rows]           this layer's part of the row's page
 
   // Fills every float with NaN, for tests: no result may depend on what a buffer held before.
   void poison();

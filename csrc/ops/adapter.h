@@ -10,5 +10,8 @@ using AdapterArgs = GatedMlpArgs;  // scale = 1 - w
 namespace cpu {
 void adapter(const AdapterArgs& args, const Context& context);
 }
+namespace cuda {
+void adapter(const AdapterArgs& args, const Context& context);
+}
 
 }  // namespace flexidepth

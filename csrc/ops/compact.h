@@ -24,11 +24,14 @@ struct CompactArgs {
   int32_t* skip_index;  // [rows] room
   float* run_scale;     // [rows] room, in the order of run_index
   float* skip_scale;    // [rows] room, in the order of skip_index
+  int32_t* counts;      // [2]: rows that run, rows that skip
 };
 
 namespace cpu {
-// Returns the number of running rows.
-int64_t compact(const CompactArgs& args);
-}  // namespace cpu
+void compact(const CompactArgs& args);
+}
+namespace cuda {
+void compact(const CompactArgs& args, const Context& context);
+}
 
 }  // namespace flexidepth

@@ -10,5 +10,8 @@ using FeedForwardArgs = GatedMlpArgs;  // scale = w, or null for a plain layer
 namespace cpu {
 void feed_forward(const FeedForwardArgs& args, const Context& context);
 }
+namespace cuda {
+void feed_forward(const FeedForwardArgs& args, const Context& context);
+}
 
 }  // namespace flexidepth

@@ -1,9 +1,10 @@
-// Keys and values of every token, run or skipped, in pages of 256 tokens.
-// In a page, for each layer, keys are panels of 16 tokens over head_dim and values are panels of 16
-// dimensions over the page's tokens (panel layout of cpu/kernels.h), so that both products of
-// attention are the same inner loop as a linear layer:
+// Keys and values of every token, run or skipped, in pages of 256 tokens that hold all layers.
+// On the CPU keys are panels of 16 tokens over head_dim and values are panels of 16 dimensions over
+// the page's tokens (panel layout of cpu/kernels.h), so that both products of attention are the
+// same inner loop as a linear layer:
 //   K  [kv_head][16 token blocks] panels of k = head_dim
 //   V  [kv_head][ceil(head_dim / 16)] panels of k = 256
+// With CUDA both are K, V [kv_head][256 tokens][head_dim].
 #pragma once
 
 #include "ops/rows.h"
@@ -26,16 +27,28 @@ struct KvLayout {
   size_t layer_bytes() const;
 };
 
-struct KvAppendArgs {
+// One layer of the caches of some sequences.
+struct KvPages {
   KvLayout layout;
-  Rows k;                       // [rows, num_kv_heads * head_dim], rotated
-  Rows v;                       // [rows, num_kv_heads * head_dim]
-  uint8_t* const* layer_pages;  // [rows]: this layer's part of the page that the row goes to
-  const int64_t* positions;     // [rows]: the slot is position % 256
+  uint8_t* const* const* tables;  // [sequence][page]: a page of 256 tokens, all layers
+  size_t layer_offset;            // bytes from a page's start to this layer
+};
+
+struct KvAppendArgs {
+  KvPages pages;
+  Rows k;                    // [rows, num_kv_heads * head_dim], rotated
+  Rows v;                    // [rows, num_kv_heads * head_dim]
+  const int64_t* positions;  // [rows]
+  const int32_t* sequences;  // [rows]
 };
 
 namespace cpu {
 void kv_append(const KvAppendArgs& args, const Context& context);
 }
+namespace cuda {
+// Bytes of one layer in a page.
+size_t kv_layer_bytes(const KvLayout& layout);
+void kv_append(const KvAppendArgs& args, const Context& context);
+}  // namespace cuda
 
 }  // namespace flexidepth

@@ -27,5 +27,8 @@ struct LinearArgs {
 namespace cpu {
 void linear(const LinearArgs& args, const Context& context);
 }
+namespace cuda {
+void linear(const LinearArgs& args, const Context& context);
+}
 
 }  // namespace flexidepth

@@ -16,5 +16,8 @@ struct RmsNormArgs {
 namespace cpu {
 void rms_norm(const RmsNormArgs& args, const Context& context);
 }
+namespace cuda {
+void rms_norm(const RmsNormArgs& args, const Context& context);
+}
 
 }  // namespace flexidepth

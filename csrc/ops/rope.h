@@ -27,5 +27,9 @@ namespace cpu {
 void rope_table(const RopeTableArgs& args, const Context& context);
 void rope(const RopeArgs& args, const Context& context);
 }  // namespace cpu
+namespace cuda {
+void rope_table(const RopeTableArgs& args, const Context& context);
+void rope(const RopeArgs& args, const Context& context);
+}  // namespace cuda
 
 }  // namespace flexidepth

@@ -1,7 +1,7 @@
 // The router's gate of a layer, per token, float32 throughout:
-//   e = W_enc x                          [d_r]   (router_project, or fused with K and V by the
-//   engine) z = tanh(Norm(e))  or  Norm(tanh(e))         by RouterOrder w = sigmoid(W_head (W_dec
-//   z) + b)
+//   e = W_enc x  [d_r]                           (one phase with K and V, see ops/project.h)
+//   z = tanh(Norm(e))  or  Norm(tanh(e))         by RouterOrder
+//   w = sigmoid(W_head (W_dec z) + b)
 // Folded: v = W_dec^T W_head is one vector and w = sigmoid(v . z + b). Strict: both products as
 // written.
 #pragma once
@@ -13,7 +13,7 @@ namespace flexidepth {
 enum class RouterOrder : int { kNormTanh = 0, kTanhNorm = 1 };
 
 struct RouterGateArgs {
-  MutableRows encoded;  // [rows, d_r]: e on entry, z on return
+  MutableRows encoded;  // [rows, d_r]: e on entry, z on return (CUDA, folded: left as it is)
   int64_t router_dim;   // d_r
   const float* norm;    // [d_r]
   const float* folded;  // [d_r] v; null selects the strict way
@@ -33,5 +33,8 @@ void router_gate(const RouterGateArgs& args, const Context& context);
 void fold_router(const float* dec, const float* head, int64_t hidden, int64_t router_dim,
                  float* folded);
 }  // namespace cpu
+namespace cuda {
+void router_gate(const RouterGateArgs& args, const Context& context);
+}  // namespace cuda
 
 }  // namespace flexidepth

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DistillProgress = Callable[[int, int, int], None]
 
 _BEGINNING = b'{"messages": '  # of every line
-_FORMAT = 1  # raised when the same options begin to give other answers
+_FORMAT = 2  # raised when the same options begin to give other answers
 
 
 @dataclass(frozen=True)
