@@ -1,4 +1,4 @@
-"""Builds flexidepth_ext._C with CMake. No torch is needed to build, and none is linked.
+"""Builds flexidepth_ext._C, and _cuda where CUDA is, with CMake. No torch is needed to build, and none is linked.
 
 Environment variables: FLEXIDEPTH_CUDA (AUTO, ON, OFF), FLEXIDEPTH_CUDA_ARCHS, FLEXIDEPTH_WERROR (ON,
 OFF), FLEXIDEPTH_SANITIZE (address,undefined); CMAKE_ARGS adds any other CMake option.
@@ -38,7 +38,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Configure, build, and copy the module to where setuptools wants it."""
-        folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        folder = _build_folder()
         _drop_foreign_cache(folder)
         folder.mkdir(parents=True, exist_ok=True)
         cmake, ninja = _find_tool("cmake"), _find_tool("ninja")
@@ -56,10 +56,14 @@ class CMakeBuild(build_ext):
         _run([cmake, "--build", str(folder)])
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A new file, not new contents: a process that has the old one mapped keeps running.
-        partial = target.with_name(target.name + ".partial")
-        shutil.copyfile(folder / "lib" / target.name, partial)
-        partial.replace(target)
+        _place(folder / "lib" / target.name, target)
+        _place_cuda(folder, target)
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable installation; setuptools knows of the one module alone."""
+        super().copy_extensions_to_source()
+        for ext in self.extensions:
+            _place_cuda(_build_folder(), Path(self.get_ext_fullpath(ext.name)).resolve())
 
 
 class CleanBuild(build):
@@ -69,6 +73,26 @@ class CleanBuild(build):
         """Build into an empty folder."""
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
+
+
+def _build_folder() -> Path:
+    return ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+
+
+def _place_cuda(folder: Path, beside: Path) -> None:
+    """Put _cuda beside _C, or take an older build's away, as CMake planned."""
+    target = beside.with_name(beside.name.replace("_C", "_cuda", 1))
+    if "FLEXIDEPTH_HAS_CUDA TRUE" in (folder / "plan.cmake").read_text(encoding="utf-8"):
+        _place(folder / "lib" / target.name, target)
+    else:
+        target.unlink(missing_ok=True)
+
+
+def _place(built: Path, target: Path) -> None:
+    # A new file, not new contents: a process that has the old one mapped keeps running.
+    partial = target.with_name(target.name + ".partial")
+    shutil.copyfile(built, partial)
+    partial.replace(target)
 
 
 def _find_tool(name: str) -> str:

@@ -148,7 +148,16 @@ def _cuda(*, loaded: bool) -> dict[str, Any]:
     from . import _C
 
     info = _C.build_info()
-    return {"built": info["cuda"], "state": info["cuda_plan"], "driver": driver}
+    state = info["cuda_plan"]
+    if info["cuda"]:
+        from .cuda_device import cuda_module
+        from .errors import UnsupportedError
+
+        try:
+            cuda_module()
+        except UnsupportedError as error:
+            state += f"; cannot be used: {str(error).removeprefix('cuda: ')}"
+    return {"built": info["cuda"], "state": state, "driver": driver}
 
 
 def _cuda_driver() -> str:

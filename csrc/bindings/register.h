@@ -9,5 +9,7 @@ void register_errors(pybind11::module_& m);
 void register_build_info(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
+// Of the module _cuda.
+void register_cuda_ops(pybind11::module_& m);
 
 }  // namespace flexidepth::bindings

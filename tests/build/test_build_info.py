@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import torch
 
 from flexidepth import doctor
 from flexidepth_ext import build_info, cpu_info
@@ -53,7 +54,9 @@ def test_report_of_a_good_build() -> None:
     assert set(report["cpu"]["runnable"]) <= set(report["build"]["kernels"].split())
     assert report["cpu"]["chosen"] in report["cpu"]["runnable"]
     assert 1 <= report["threads"]["usable"] <= report["threads"]["affinity"]
-    assert report["cuda"]["state"].startswith("CUDA" if report["cuda"]["built"] else "CPU build")
+    state = report["cuda"]["state"]
+    assert state.startswith("CUDA" if report["cuda"]["built"] else "CPU build")
+    assert not report["cuda"]["built"] or torch.cuda.is_available() or "cannot be used: " in state
     assert json.loads(json.dumps(report)) == report
 
 

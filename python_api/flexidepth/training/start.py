@@ -31,7 +31,7 @@ def half_precision(recipe: Recipe) -> bool:
     """
     if recipe.precision == "auto":
         if torch.cuda.is_available():
-            return torch.cuda.is_bf16_supported()
+            return bool(torch.cuda.is_bf16_supported())
         return _AMX in cpu_flags()
     return recipe.precision == "bf16"
 

@@ -1,0 +1,145 @@
+// What kernels use of CUDA, each instruction in one function of namespace dev. With FD_EMULATE the
+// same sources run on the CPU, in tests: tests/emulation/cuda.h has the other half of this file.
+#pragma once
+
+#ifdef FD_EMULATE
+#include "emulation/cuda.h"
+#else
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <cmath>
+#include <cstdint>
+
+namespace flexidepth::cuda {
+
+constexpr int kWarp = 32;
+
+// Storage types of weights and cache; arithmetic is float32.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+struct alignas(16) Chunk {  // what one load instruction brings
+  uint32_t word[4];
+};
+
+#ifndef FD_EMULATE
+namespace dev {
+
+__device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int64_t block(int axis = 0) {
+  return axis == 0 ? blockIdx.x : axis == 1 ? blockIdx.y : blockIdx.z;
+}
+__device__ __forceinline__ int64_t blocks() { return gridDim.x; }
+
+template <class T>
+__device__ __forceinline__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char fd_shared_memory[];
+  return reinterpret_cast<T*>(fd_shared_memory);
+}
+
+__device__ __forceinline__ void sync_block() { __syncthreads(); }
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
+// The compiler moves no load or store past this point; the processor may.
+__device__ __forceinline__ void keep_order() { asm volatile("" ::: "memory"); }
+__device__ __forceinline__ float shuffle_xor(float value, int lanes) {
+  return __shfl_xor_sync(0xffffffffu, value, lanes);
+}
+__device__ __forceinline__ uint32_t ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
+
+__device__ __forceinline__ int count_bits(uint32_t bits) { return __popc(bits); }
+
+// 16 bytes of weights or cache: read once, so not kept in the L1 cache.
+__device__ __forceinline__ Chunk load_once(const void* from) {
+  Chunk c;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(c.word[0]), "=r"(c.word[1]), "=r"(c.word[2]), "=r"(c.word[3])
+      : "l"(from));
+  return c;
+}
+
+__device__ __forceinline__ uint32_t bits_of(float value) { return __float_as_uint(value); }
+__device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ float half_bits_to_float(uint16_t bits) {
+  return __half2float(__ushort_as_half(bits));
+}
+__device__ __forceinline__ uint16_t float_to_half_bits(float value) {
+  return __half_as_ushort(__float2half_rn(value));
+}
+
+__device__ __forceinline__ int32_t fetch_add(int32_t* at, int32_t value) {
+  return atomicAdd(at, value);
+}
+__device__ __forceinline__ void fetch_add(uint32_t* at, uint32_t value) { atomicAdd(at, value); }
+__device__ __forceinline__ void fetch_add(uint64_t* at, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(at), value);
+}
+__device__ __forceinline__ void fetch_max(uint64_t* at, uint64_t value) {
+  atomicMax(reinterpret_cast<unsigned long long*>(at), value);
+}
+// What this thread wrote is seen by other blocks before what it writes next.
+__device__ __forceinline__ void fence() { __threadfence(); }
+
+// c += a b^T with a [16, 16] and b [8, 16], fragments as PTX defines them for mma.m16n8k16.
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                    BFloat16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                    Float16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+}  // namespace dev
+#endif
+
+// float32 of a stored value and back, rounded to nearest even.
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(BFloat16 value) {
+  return dev::float_of(static_cast<uint32_t>(value.bits) << 16);
+}
+__device__ __forceinline__ float to_float(Float16 value) {
+  return dev::half_bits_to_float(value.bits);
+}
+template <class T>
+__device__ __forceinline__ T from_float(float value);
+template <>
+__device__ __forceinline__ float from_float<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ BFloat16 from_float<BFloat16>(float value) {
+  const uint32_t bits = dev::bits_of(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+template <>
+__device__ __forceinline__ Float16 from_float<Float16>(float value) {
+  return {dev::float_to_half_bits(value)};
+}
+
+// Sums and maxima over a warp, in an order that is always the same; every lane gets the result.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += dev::shuffle_xor(value, lanes);
+  return value;
+}
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+    value = fmaxf(value, dev::shuffle_xor(value, lanes));
+  return value;
+}
+
+}  // namespace flexidepth::cuda

@@ -1,0 +1,24 @@
+// Where keys and values lie in a page: K, then V, each [kv_head][256 tokens][head_dim].
+#pragma once
+
+#include "cuda/device.cuh"
+#include "ops/kv_cache.h"
+
+namespace flexidepth::cuda {
+
+template <class T>
+__device__ __forceinline__ T* layer_of_page(const KvPages& pages, int32_t sequence, int64_t page) {
+  return reinterpret_cast<T*>(pages.tables[sequence][page] + pages.layer_offset);
+}
+
+// Elements from the beginning of a layer to the key of a token; the value is `value_offset` behind
+// it.
+__device__ __forceinline__ int64_t key_offset(const KvLayout& layout, int64_t kv_head,
+                                              int64_t slot) {
+  return (kv_head * kPageTokens + slot) * layout.head_dim;
+}
+__device__ __forceinline__ int64_t value_offset(const KvLayout& layout) {
+  return layout.num_kv_heads * kPageTokens * layout.head_dim;
+}
+
+}  // namespace flexidepth::cuda

@@ -1,0 +1,72 @@
+// Launching kernels, and what went wrong with one.
+#pragma once
+
+#include "core/check.h"
+#include "core/dtype.h"
+#include "cuda/context.h"
+#include "cuda/device.cuh"
+
+namespace flexidepth::cuda {
+
+#ifndef FD_EMULATE
+namespace dev {
+
+constexpr size_t kPlainSharedBytes = 48 << 10;  // more has to be asked for
+
+inline void check_launch(const char* op, cudaError_t status) {
+  if (status == cudaSuccess) return;
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  cudaGetLastError();  // an error of a launch is reported once
+  if (status == cudaErrorNoKernelImageForDevice)
+    fail(ErrorKind::kUnsupported, op, ": this build has kernels for ", FD_CUDA_ARCHS,
+         ", the device has compute capability ", major, ".", minor,
+         "; build again with FLEXIDEPTH_CUDA_ARCHS=", major, minor);
+  fail(status == cudaErrorMemoryAllocation ? ErrorKind::kMemory : ErrorKind::kInternal, op, ": ",
+       cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
+}
+
+template <class... Params, class... Args>
+void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            const Context& context, const Args&... args) {
+  if (shared_bytes > kPlainSharedBytes)
+    check_launch(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(shared_bytes)));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(context.stream);
+  check_launch(op, cudaLaunchKernelEx(&config, kernel, args...));
+}
+
+inline void fill_zero(const char* op, void* at, size_t bytes, const Context& context) {
+  check_launch(op, cudaMemsetAsync(at, 0, bytes, static_cast<cudaStream_t>(context.stream)));
+}
+
+}  // namespace dev
+#endif
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1) {
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
+
+// body(T{}) with the storage type of a dtype.
+template <class Body>
+void with_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return body(float{});
+    case DType::kBFloat16:
+      return body(BFloat16{});
+    case DType::kFloat16:
+      return body(Float16{});
+  }
+}
+
+}  // namespace flexidepth::cuda

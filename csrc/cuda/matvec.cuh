@@ -1,0 +1,215 @@
+// Products of a few rows with a matrix: y[m, n] = sum_k x[m, k] W[n, k], bound by reading W once.
+//
+// A warp computes pairs of outputs (a, b) of up to M rows. Its lanes take 8 inputs each, 256 a
+// step, in ascending order, and are summed at the end: the order depends on k alone, whatever M and
+// the grid. The block keeps x, normed on the way if wanted, in shared memory as float32: of every
+// eight inputs the first four in one half and the others in the other, so that lanes read without
+// conflicts.
+//
+// An Op says what the outputs are:
+//   int64_t units() const                pairs
+//   Pair<T> pair(unit)                   rows of W; b null where there is only one
+//   void store(unit, row, ya, yb)        what becomes of the sums, by one lane
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/launch.cuh"
+#include "cuda/rows.cuh"
+
+namespace flexidepth::cuda {
+
+constexpr int kMatvecWarps = 4;
+constexpr int kMatvecThreads = kMatvecWarps * kWarp;
+constexpr int kMatvecStep = kWarp * 8;   // inputs of a step
+constexpr int64_t kMatvecInputs = 8192;  // x values of all rows in shared memory at a time
+constexpr int64_t kMatvecRows = 8;
+
+template <class T>
+struct Pair {
+  const T* a;
+  const T* b;
+};
+
+struct alignas(16) Four {
+  float value[4];
+};
+
+// The rows of x, before their norm.
+struct Input {
+  Rows x;  // [rows, k]
+  int64_t k;
+  const float* norm;  // [k], null = as they are
+  float eps;
+};
+
+// What a block shares beside the inputs.
+template <int M>
+struct RowsOf {
+  const float* rows[M];  // where they are; null = there is none
+  float factor[M];       // of the norm
+  float sums[kMatvecWarps];
+};
+
+// The norm's factor of a row, by the whole block, which it leaves in step; sums: [kMatvecWarps]
+// shared.
+__device__ __forceinline__ float norm_factor_of_block(const Input& in, const float* row,
+                                                      float* sums) {
+  float sum = 0.0f;
+  for (int64_t i = dev::thread(); i < in.k; i += kMatvecThreads) sum = fmaf(row[i], row[i], sum);
+  sum = warp_sum(sum);
+  if (dev::thread() % kWarp == 0) sums[dev::thread() / kWarp] = sum;
+  dev::sync_block();
+  float total = 0.0f;
+  for (int w = 0; w < kMatvecWarps; ++w) total += sums[w];
+  dev::sync_block();
+  return 1.0f / sqrtf(total / static_cast<float>(in.k) + in.eps);
+}
+
+// How many inputs of each row are in shared memory at a time, a multiple of kMatvecStep.
+template <int M>
+constexpr int64_t matvec_chunk(int64_t k) {
+  const int64_t room = kMatvecInputs / M, needed = ceil_div(k, kMatvecStep) * kMatvecStep;
+  return needed < room ? needed : room;
+}
+
+template <int M>
+constexpr size_t matvec_shared_bytes(int64_t k) {
+  return static_cast<size_t>(M * matvec_chunk<M>(k)) * sizeof(float) + sizeof(RowsOf<M>);
+}
+
+// x[begin, begin + chunk) of all rows into shared memory, zeros behind k and for rows that are not
+// there.
+template <int M>
+__device__ void stage(const Input& in, const RowsOf<M>& of, int64_t begin, int64_t chunk,
+                      float* shared) {
+#pragma unroll 1
+  for (int m = 0; m < M; ++m) {
+    const float* row = of.rows[m];
+    const float factor = of.factor[m];
+    float* own = shared + m * chunk;
+    for (int64_t i = dev::thread(); i < chunk; i += kMatvecThreads) {
+      const int64_t at = begin + i;
+      float value = 0.0f;
+      if (row != nullptr && at < in.k) {
+        value = row[at];
+        if (in.norm != nullptr) value = value * factor * in.norm[at];
+      }
+      own[(i & 4 ? chunk / 2 : 0) + i / 8 * 4 + i % 4] = value;
+    }
+  }
+}
+
+// Eight weights from inputs `at` on; what lies behind k is 0.
+template <class T>
+__device__ __forceinline__ void load_weights(const T* row, int64_t at, int64_t k, bool aligned,
+                                             float (&out)[8]) {
+  if (row == nullptr || at >= k) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] = 0.0f;
+  } else if (aligned) {
+    load_eight(row + at, out);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] = at + i < k ? to_float(row[at + i]) : 0.0f;
+  }
+}
+
+// P pairs of a warp and rows [begin, begin + count), at most M; row_at(m) says where the m-th one
+// is.
+template <class T, int M, int P, class Op, class RowAt>
+__device__ void matvec(const Input& in, int64_t begin, int64_t count, const RowAt& row_at,
+                       const Op& op, float* shared) {
+  const int lane = dev::thread() % kWarp, warp = dev::thread() / kWarp;
+  const int64_t chunk = matvec_chunk<M>(in.k);
+  auto& of = *reinterpret_cast<RowsOf<M>*>(shared + M * chunk);
+  if (dev::thread() < M)
+    of.rows[dev::thread()] = dev::thread() < count ? row_at(dev::thread()) : nullptr;
+  dev::sync_block();
+  if (in.norm != nullptr) {
+#pragma unroll 1
+    for (int m = 0; m < M && m < count; ++m) {
+      const float factor = norm_factor_of_block(in, of.rows[m], of.sums);
+      if (dev::thread() == 0) of.factor[m] = factor;
+    }
+    dev::sync_block();
+  }
+  const int64_t first = (dev::block() * kMatvecWarps + warp) * P;
+  Pair<T> pairs[P];
+#pragma unroll
+  for (int p = 0; p < P; ++p)
+    pairs[p] = first + p < op.units() ? op.pair(first + p) : Pair<T>{nullptr, nullptr};
+  const bool aligned = in.k % 8 == 0;
+  float sum[M][P][2] = {};
+  for (int64_t at = 0; at < in.k; at += chunk) {
+    if (at > 0) dev::sync_block();
+    stage<M>(in, of, at, chunk, shared);
+    dev::sync_block();
+    const int64_t end = in.k - at < chunk ? in.k - at : chunk;
+#pragma unroll 2
+    for (int64_t i = lane * 8; i < end; i += kMatvecStep) {
+      float w[P][2][8];
+#pragma unroll
+      for (int p = 0; p < P; ++p) {
+        load_weights(pairs[p].a, at + i, in.k, aligned, w[p][0]);
+        load_weights(pairs[p].b, at + i, in.k, aligned, w[p][1]);
+      }
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        dev::keep_order();  // one row's inputs at a time: all together would not fit the registers
+        const float* low = shared + m * chunk + i / 2;
+        const Four x[2] = {*reinterpret_cast<const Four*>(low),
+                           *reinterpret_cast<const Four*>(low + chunk / 2)};
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+#pragma unroll
+          for (int p = 0; p < P; ++p)
+#pragma unroll
+            for (int side = 0; side < 2; ++side)
+              sum[m][p][side] = fmaf(x[j / 4].value[j % 4], w[p][side][j], sum[m][p][side]);
+      }
+    }
+  }
+  // Every lane gets every sum and keeps one pair of them.
+  float own[2] = {};
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int p = 0; p < P; ++p)
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const float total = warp_sum(sum[m][p][side]);
+        if (lane == m * P + p) own[side] = total;
+      }
+  const int64_t unit = first + lane % P;
+  if (lane < M * P && lane / P < count && unit < op.units() && op.pair(unit).a != nullptr)
+    op.store(unit, begin + lane / P, own[0], own[1]);
+}
+
+constexpr int64_t matvec_blocks(int64_t units, int pairs) {
+  return ceil_div(units, kMatvecWarps * pairs);
+}
+
+// Blocks of a multiprocessor that registers must leave room for.
+constexpr int matvec_resident(int m) { return m == 1 ? 5 : m == 4 ? 3 : 2; }
+
+// Pairs of a warp: with many rows two, so that each value of x that is read serves four products.
+constexpr int matvec_pairs(int m) { return m < 4 ? 1 : 2; }
+
+// body(integral_constant<M>) with the least M in {1, 4, 8} that holds the rows; beyond 8 rows
+// blocks along y take 8 each. Weights of float32, which are for comparison, have the last kernel
+// alone.
+template <class T, class Body>
+void with_rows(int64_t rows, const Body& body) {
+  if constexpr (sizeof(T) == 2) {
+    if (rows <= 1) return body(std::integral_constant<int, 1>{});
+    if (rows <= 4) return body(std::integral_constant<int, 4>{});
+  }
+  body(std::integral_constant<int, 8>{});
+}
+
+// Outputs n of a matrix in pairs (a, a + 8) of groups of 16: tiles.cuh takes the same ones.
+__device__ __forceinline__ int64_t paired_output(int64_t unit) { return unit / 8 * 16 + unit % 8; }
+constexpr int64_t paired_units(int64_t n) { return ceil_div(n, 16) * 8; }
+
+}  // namespace flexidepth::cuda

@@ -1,0 +1,48 @@
+// One launch of a product for whatever type and number of rows: matvec.cuh up to 8 rows, tiles.cuh
+// beyond where the weights allow it, else matvec.cuh 8 rows at a time.
+//
+// An Op is what matvec.cuh says.
+#pragma once
+
+#include "cuda/matvec.cuh"
+#include "cuda/tiles.cuh"
+
+namespace flexidepth::cuda {
+
+template <class T, int M, class Op>
+__global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
+    matvec_kernel(const Input in, const Op op) {
+  const int64_t begin = dev::block(1) * M, live = live_rows(in.x);
+  if (begin >= live) return;  // the whole block: nothing runs
+  const auto row_at = [&](int m) { return row_of(in.x, begin + m); };
+  matvec<T, M, matvec_pairs(M)>(in, begin, live - begin, row_at, op, dev::shared_memory<float>());
+}
+
+template <class T, class Op>
+__global__ void __launch_bounds__(kTileThreads) tile_kernel(const Input in, const Op op) {
+  const int64_t begin = dev::block(1) * kTileRows;
+  if (begin >= live_rows(in.x)) return;
+  tile_product<T>(in, begin, op, dev::shared_memory<unsigned char>());
+}
+
+template <class T, class Op>
+void run_product(const char* name, const Input& in, const Op& op, int64_t units,
+                 const Context& context) {
+  if (in.x.count == 0 || units == 0) return;
+  if constexpr (sizeof(T) == 2) {
+    if (in.x.count > kMatvecRows && tiles_fit<T>(in.k)) {
+      dev::launch(name, tile_kernel<T, Op>,
+                  grid_of(ceil_div(units, kTileUnits), ceil_div(in.x.count, kTileRows)),
+                  kTileThreads, kTileSharedBytes, context, in, op);
+      return;
+    }
+  }
+  with_rows<T>(in.x.count, [&](auto rows) {
+    constexpr int kRows = decltype(rows)::value;
+    dev::launch(name, matvec_kernel<T, kRows, Op>,
+                grid_of(matvec_blocks(units, matvec_pairs(kRows)), ceil_div(in.x.count, kRows)),
+                kMatvecThreads, matvec_shared_bytes<kRows>(in.k), context, in, op);
+  });
+}
+
+}  // namespace flexidepth::cuda

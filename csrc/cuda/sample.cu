@@ -1,0 +1,250 @@
+#include "core/philox.h"
+#include "cuda/outputs.cuh"
+#include "ops/lm_head.h"
+#include "ops/sample.h"
+
+namespace flexidepth::cuda {
+
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kDigits = 256;  // of eight bits, four of them a key
+constexpr float kMassUnit =
+    0x1p40f;  // probabilities are counted in whole units: sums have no order
+
+// What a block shares. Every sum is over whole numbers or in a fixed order.
+struct Shared {
+  uint64_t mass[kDigits];
+  uint64_t scan[kThreads];
+  float sums[kWarps];
+  uint64_t best;
+  uint32_t digit;
+  uint64_t above;  // mass or number of what lies above the digits chosen so far
+};
+
+// One row of logits and a block that draws from it.
+class Draw {
+ public:
+  __device__ Draw(const SampleArgs& args, Shared& shared)
+      : args_(args), shared_(shared), row_(dev::block()), logits_(row_of(args.logits, row_)) {}
+
+  __device__ void run() {
+    const int32_t best = find_best();
+    const float peak = logits_[best];
+    const bool nan = shared_.best >> 32 == 0xffffffffu;
+    if (nan || !(peak > -INFINITY && peak < INFINITY)) {
+      if (dev::thread() == 0) {
+        args_.faults[row_] = nan ? kNanLogit : kNoFiniteLogit;
+        args_.tokens[row_] = best;
+        args_.logprobs[row_] = NAN;
+      }
+      return;
+    }
+    int32_t token = best;
+    if (args_.temperature > 0.0f) {
+      inverse_ = 1.0f / args_.temperature;
+      peak_ = peak * inverse_;
+      if (args_.top_k > 0 && args_.top_k < args_.vocab) limit_ = kth_largest();
+      if (args_.top_p < 1.0f) keep_top_p();
+      token = walk();
+    }
+    const float total = sum_of_exponentials(peak);
+    if (dev::thread() == 0) {
+      args_.faults[row_] = kSampled;
+      args_.tokens[row_] = token;
+      args_.logprobs[row_] = logits_[token] - peak - logf(total);
+    }
+  }
+
+ private:
+  // The first of the largest logits; a NaN lies above all.
+  __device__ int32_t find_best() {
+    uint64_t best = 0;
+    for (int64_t i = dev::thread(); i < args_.vocab; i += kThreads) {
+      const uint64_t key = best_key(logits_[i], i);
+      best = key > best ? key : best;
+    }
+    if (dev::thread() == 0) shared_.best = 0;
+    dev::sync_block();
+    dev::fetch_max(&shared_.best, best);
+    dev::sync_block();
+    return best_token(shared_.best);
+  }
+
+  __device__ float sum_of_exponentials(float peak) {
+    float sum = 0.0f;
+    for (int64_t i = dev::thread(); i < args_.vocab; i += kThreads) sum += expf(logits_[i] - peak);
+    sum = warp_sum(sum);
+    if (dev::thread() % kWarp == 0) shared_.sums[dev::thread() / kWarp] = sum;
+    dev::sync_block();
+    float total = 0.0f;
+    for (int w = 0; w < kWarps; ++w) total += shared_.sums[w];
+    return total;
+  }
+
+  __device__ float scaled(int64_t i) const { return logits_[i] * inverse_; }
+
+  // Weight of a token relative to the best one's; 0 for what top-k leaves out.
+  __device__ float weight(int64_t i) const {
+    const float value = scaled(i);
+    return ordered_bits(value) < limit_ ? 0.0f : expf(value - peak_);
+  }
+  __device__ static uint64_t mass_of(float weight) {
+    return static_cast<uint64_t>(weight * kMassUnit + 0.5f);
+  }
+
+  // Counts the values whose key has the known digits, by their next digit; then finds the digit in
+  // which the count from above passes `wanted`.
+  template <class Key, class Amount>
+  __device__ void next_digit(int shift, uint32_t known, uint64_t wanted, const Key& key,
+                             const Amount& amount) {
+    for (int d = dev::thread(); d < kDigits; d += kThreads) shared_.mass[d] = 0;
+    dev::sync_block();
+    for (int64_t i = dev::thread(); i < args_.vocab; i += kThreads) {
+      const uint32_t own = key(i);
+      if (shift < 24 && own >> (shift + 8) != known >> (shift + 8)) continue;
+      const uint64_t value = amount(i);
+      if (value > 0) dev::fetch_add(&shared_.mass[own >> shift & 0xffu], value);
+    }
+    dev::sync_block();
+    if (dev::thread() == 0) {
+      uint64_t above = shift == 24 ? 0 : shared_.above;
+      int d = kDigits - 1;
+      while (d > 0 && above + shared_.mass[d] < wanted) above += shared_.mass[d--];
+      shared_.digit = static_cast<uint32_t>(d);
+      shared_.above = above;
+    }
+    dev::sync_block();
+  }
+
+  // Key of the k-th largest scaled logit.
+  __device__ uint32_t kth_largest() {
+    uint32_t known = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+      next_digit(
+          shift, known, static_cast<uint64_t>(args_.top_k),
+          [&](int64_t i) { return ordered_bits(scaled(i)); }, [](int64_t) { return uint64_t{1}; });
+      known |= shared_.digit << shift;
+    }
+    return known;
+  }
+
+  // The lightest weight that is kept, and of how many tokens of just that weight.
+  __device__ void keep_top_p() {
+    const uint64_t total = sum_over_tokens([&](int64_t i) { return mass_of(weight(i)); });
+    const double wanted = static_cast<double>(args_.top_p) * static_cast<double>(total);
+    const auto whole = static_cast<uint64_t>(ceil(wanted));
+    uint32_t known = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+      next_digit(
+          shift, known, whole < 1 ? 1 : whole, [&](int64_t i) { return dev::bits_of(weight(i)); },
+          [&](int64_t i) { return mass_of(weight(i)); });
+      known |= shared_.digit << shift;
+    }
+    lightest_ = known;
+    const uint64_t each = mass_of(dev::float_of(known)), left = whole - shared_.above;
+    ties_ = each == 0 || left == 0 ? 1 : (left + each - 1) / each;
+    dev::sync_block();  // `above` may be written again
+  }
+
+  // Tokens of this thread in the walk: a piece of the vocabulary.
+  __device__ int64_t piece() const { return (args_.vocab + kThreads - 1) / kThreads; }
+  __device__ int64_t piece_begin() const { return dev::thread() * piece(); }
+  __device__ int64_t piece_end() const {
+    const int64_t end = piece_begin() + piece();
+    return end < args_.vocab ? end : args_.vocab;
+  }
+
+  // Inclusive sums over the threads, in shared_.scan.
+  __device__ void scan(uint64_t own) {
+    shared_.scan[dev::thread()] = own;
+    dev::sync_block();
+    for (int apart = 1; apart < kThreads; apart *= 2) {
+      const uint64_t before =
+          dev::thread() >= apart ? shared_.scan[dev::thread() - apart] : uint64_t{0};
+      dev::sync_block();
+      shared_.scan[dev::thread()] += before;
+      dev::sync_block();
+    }
+  }
+
+  template <class Value>
+  __device__ uint64_t sum_over_tokens(const Value& value) {
+    uint64_t sum = 0;
+    for (int64_t i = dev::thread(); i < args_.vocab; i += kThreads) sum += value(i);
+    scan(sum);
+    const uint64_t total = shared_.scan[kThreads - 1];
+    dev::sync_block();
+    return total;
+  }
+
+  // Weight in the draw; `ties` counts tokens of the lightest weight so far.
+  __device__ uint64_t kept_mass(int64_t i, uint64_t& ties) const {
+    const float w = weight(i);
+    const uint32_t bits = dev::bits_of(w);
+    if (w < args_.min_p || bits < lightest_) return 0;
+    if (bits == lightest_ && lightest_ > 0 && ties++ >= ties_) return 0;
+    return mass_of(w);
+  }
+
+  // Draws among what is left, token by token in their order.
+  __device__ int32_t walk() {
+    uint64_t ties_before = 0;
+    if (lightest_ > 0) {
+      uint64_t own = 0;
+      for (int64_t i = piece_begin(); i < piece_end(); ++i)
+        own += dev::bits_of(weight(i)) == lightest_;
+      scan(own);
+      ties_before = shared_.scan[dev::thread()] - own;
+      dev::sync_block();
+    }
+    uint64_t mass = 0, ties = ties_before;
+    for (int64_t i = piece_begin(); i < piece_end(); ++i) mass += kept_mass(i, ties);
+    scan(mass);
+    const uint64_t total = shared_.scan[kThreads - 1], end = shared_.scan[dev::thread()];
+    const double uniform =
+        philox_uniform(args_.seeds[row_], static_cast<uint64_t>(args_.positions[row_]));
+    auto aim = static_cast<uint64_t>(uniform * static_cast<double>(total));
+    aim = aim < total ? aim : total - 1;
+    if (aim >= end - mass && aim < end) {  // one thread's piece holds it
+      uint64_t at = end - mass;
+      ties = ties_before;
+      for (int64_t i = piece_begin(); i < piece_end(); ++i) {
+        at += kept_mass(i, ties);
+        if (aim < at) {
+          shared_.digit = static_cast<uint32_t>(i);
+          break;
+        }
+      }
+    }
+    dev::sync_block();
+    const auto token = static_cast<int32_t>(shared_.digit);
+    dev::sync_block();
+    return token;
+  }
+
+  const SampleArgs& args_;
+  Shared& shared_;
+  const int64_t row_;
+  const float* logits_;
+  float inverse_ = 1.0f;
+  float peak_ = 0.0f;
+  uint32_t limit_ = 0;     // smallest key that top-k keeps
+  uint32_t lightest_ = 0;  // bits of the smallest weight that top-p keeps
+  uint64_t ties_ = 0;
+};
+
+__global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs args) {
+  Draw(args, *dev::shared_memory<Shared>()).run();
+}
+
+}  // namespace
+
+void sample(const SampleArgs& args, const Context& context) {
+  if (args.logits.count == 0) return;
+  dev::launch("sample", sample_kernel, grid_of(args.logits.count), kThreads, sizeof(Shared),
+              context, args);
+}
+
+}  // namespace flexidepth::cuda

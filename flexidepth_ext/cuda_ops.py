@@ -1,0 +1,693 @@
+"""Each CUDA op on tensors, checked. For tests, benchmarks and experiments.
+
+Activations are float32, weights float32, bfloat16 or float16 as they stand in a checkpoint, all on one device and
+contiguous. Ops are queued on the current stream and wait for nothing; what is decided on the device (which rows
+run a layer, and how many) stays there and is handed from op to op as `Decisions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import DtypeError, ShapeError, UnsupportedError, ValueOutOfRangeError
+
+_DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ORDERS: dict[str, int] = {"norm_tanh": 0, "tanh_norm": 1}
+_ALIGNMENT = 16  # bytes: what one load brings
+PAGE_TOKENS = 256
+MAX_HEAD_DIM = 128
+MAX_ROUTE_ROWS = 8
+
+
+@dataclass
+class Decisions:
+    """Which rows run a layer, on the device.
+
+    ran: uint8 [rows]. run_index, skip_index: int32 [rows], of which the first counts[0] and counts[1] are there, in
+    ascending order. run_scale, skip_scale: float32 [rows], in the order of the indices. counts: int32 [2].
+    gates: float32 [rows].
+    """
+
+    gates: Tensor
+    ran: Tensor
+    run_index: Tensor
+    skip_index: Tensor
+    run_scale: Tensor
+    skip_scale: Tensor
+    counts: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device | str) -> Decisions:
+        """Room for the decisions on `rows` rows."""
+
+        def room(dtype: torch.dtype, count: int = rows) -> Tensor:
+            return torch.empty(count, dtype=dtype, device=device)
+
+        f32, i32 = torch.float32, torch.int32
+        return cls(
+            room(f32), room(torch.uint8), room(i32), room(i32), room(f32), room(f32), room(i32, 2)
+        )
+
+
+@dataclass(frozen=True)
+class RouterWeights:
+    """A router behind its first matrix: norm [d_r]; folded [d_r], or dec [d, d_r] and head [d]; all float32."""
+
+    norm: Tensor
+    folded: Tensor | None = None
+    dec: Tensor | None = None
+    head: Tensor | None = None
+    bias: float = 0.0
+    eps: float = 1e-5
+    order: str = "norm_tanh"
+
+
+class PagedCache:
+    """Keys and values of some sequences, in pages of 256 tokens of all layers."""
+
+    def __init__(
+        self,
+        ops: CudaOps,
+        dtype: torch.dtype,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        max_length: int,
+        num_sequences: int = 1,
+        device: torch.device | str = "cuda",
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise DtypeError(f"cache: dtype {dtype}; wanted float32, bfloat16 or float16")
+        if head_dim % 8 or not 0 < head_dim <= MAX_HEAD_DIM:
+            raise UnsupportedError(
+                f"cache: head_dim is {head_dim}; wanted a multiple of 8 up to {MAX_HEAD_DIM}"
+            )
+        self.dtype, self.num_layers = dtype, num_layers
+        self.num_kv_heads, self.head_dim, self.max_length = num_kv_heads, head_dim, max_length
+        self.max_pages = -(-max_length // PAGE_TOKENS)
+        layer = ops.module.kv_layer_bytes(_DTYPES[dtype], num_kv_heads, head_dim)
+        self.pages = torch.zeros(
+            num_sequences, self.max_pages, num_layers * layer, dtype=torch.uint8, device=device
+        )
+        addresses = [
+            [self.pages[s, p].data_ptr() for p in range(self.max_pages)]
+            for s in range(num_sequences)
+        ]
+        self.page_table = torch.tensor(addresses, dtype=torch.int64, device=device)
+        tables = [self.page_table[s].data_ptr() for s in range(num_sequences)]
+        self.tables = torch.tensor(tables, dtype=torch.int64, device=device)
+
+    def argument(self, ops: CudaOps, layer: int) -> Any:
+        """Of the compiled ops."""
+        if not 0 <= layer < self.num_layers:
+            raise ValueOutOfRangeError(f"cache: layer {layer}; there are {self.num_layers}")
+        return ops.module.Pages(
+            self.tables.data_ptr(), _DTYPES[self.dtype], self.num_kv_heads, self.head_dim, layer
+        )
+
+
+class CudaOps:
+    """The ops of a compiled module; `cuda_ops()` gives those of this installation.
+
+    Args:
+        module: flexidepth_ext._cuda, or what has the same functions.
+        device_type: of the tensors that it takes.
+    """
+
+    def __init__(self, module: Any, device_type: str = "cuda") -> None:
+        self.module, self.device_type = module, device_type
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        live: Tensor | None = None,
+        out: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """x W^T + b [rows, n]; with `out` [.., n] given, out[index] += scale * (x[index] W^T + b).
+
+        Args:
+            x: [rows, k]. weight: [n, k]. index: int32, rows of x (and of out) to take. live: int32 [1], how many
+                of them there are. scale: float32 [rows taken].
+        """
+        with self._call("linear", x) as call:
+            rows = call.rows("x", x, weight.shape[-1], index, live)
+            accumulate = out is not None
+            count = x.shape[0] if index is None else index.shape[0]
+            result = x.new_empty(count, weight.shape[0]) if out is None else out
+            y = call.rows("out", result, weight.shape[0], index if accumulate else None, live)
+            matrix = call.matrix("weight", weight, bias)
+            self.module.linear(
+                call.stream, rows, matrix, y, accumulate, call.vector("scale", scale, count)
+            )
+        return result
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension of x [rows, width]."""
+        with self._call("rms_norm", x) as call:
+            out = torch.empty_like(x)
+            rows, result = (call.rows(n, t, x.shape[-1]) for n, t in (("x", x), ("out", out)))
+            norm = call.vector("weight", weight, x.shape[-1])
+            self.module.rms_norm(call.stream, rows, result, norm, eps)
+        return out
+
+    def rope_table(self, positions: Tensor, inv_freq: Tensor) -> Tensor:
+        """Cosines, then sines [rows, head_dim] of positions int64 [rows] and inv_freq [head_dim / 2]."""
+        with self._call("rope_table", inv_freq) as call:
+            rows, half = positions.shape[0], inv_freq.shape[0]
+            table = inv_freq.new_empty(rows, 2 * half)
+            self.module.rope_table(
+                call.stream,
+                call.vector("positions", positions, rows, torch.int64),
+                call.vector("inv_freq", inv_freq, half),
+                table.data_ptr(),
+                rows,
+                2 * half,
+            )
+        return table
+
+    def rope(self, x: Tensor, table: Tensor, *, index: Tensor | None = None) -> Tensor:
+        """x [rows, heads * head_dim] rotated; row i by row index[i] of rope_table's result."""
+        with self._call("rope", x) as call:
+            head_dim = table.shape[-1]
+            if x.shape[-1] % head_dim:
+                raise ShapeError(
+                    f"rope: width {x.shape[-1]} is not a multiple of head_dim {head_dim}"
+                )
+            out = x.clone()
+            rows = call.rows("x", out, x.shape[-1])
+            self.module.rope(
+                call.stream, rows, call.rows("table", table, head_dim, index), head_dim
+            )
+        return out
+
+    def embed(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows of weight [vocab, d] as float32 [rows, d]; token_ids int32 [rows], not checked against vocab."""
+        with self._call("embed", weight) as call:
+            rows, width = token_ids.shape[0], weight.shape[1]
+            h = torch.empty(rows, width, device=weight.device)
+            ids = call.vector("token_ids", token_ids, rows, torch.int32)
+            self.module.embed(
+                call.stream, ids, call.matrix("weight", weight), call.rows("h", h, width)
+            )
+        return h
+
+    def router_gate(self, encoded: Tensor, router: RouterWeights) -> Tensor:
+        """Gates [rows] of codes W_enc x [rows, d_r]. The strict router leaves its z in `encoded`."""
+        with self._call("router_gate", encoded) as call:
+            gates = encoded.new_empty(encoded.shape[0])
+            argument, _ = self._router(call, encoded, router, gates)
+            self.module.router_gate(call.stream, argument)
+        return gates
+
+    def compact(
+        self,
+        gates: Tensor,
+        threshold: float,
+        *,
+        forced: Tensor | None = None,
+        unit_scales: bool = False,
+    ) -> Decisions:
+        """Threshold and compaction of gates float32 [rows]; arguments as those of ops.compact."""
+        with self._call("compact", gates) as call:
+            decisions = Decisions.empty(gates.shape[0], gates.device)
+            decisions.gates = gates
+            self.module.compact(
+                call.stream, self._compact(call, decisions, threshold, forced, unit_scales)
+            )
+        return decisions
+
+    def kv_append(
+        self,
+        cache: PagedCache,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor,
+        sequences: Tensor,
+        *,
+        layer: int = 0,
+    ) -> None:
+        """Rotated keys and values, float32 [rows, kv_heads * head_dim], into the cache.
+
+        positions: int64 [rows], below the cache's max_length. sequences: int32 [rows]. Neither is checked: they are
+        on the device.
+        """
+        with self._call("kv_append", k) as call:
+            width = cache.num_kv_heads * cache.head_dim
+            self.module.kv_append(
+                call.stream,
+                cache.argument(self, layer),
+                call.rows("k", k, width),
+                call.rows("v", v, width),
+                call.vector("positions", positions, k.shape[0], torch.int64),
+                call.vector("sequences", sequences, k.shape[0], torch.int32),
+            )
+
+    def attention(
+        self,
+        q: Tensor,
+        cache: PagedCache,
+        positions: Tensor,
+        sequences: Tensor,
+        num_heads: int,
+        *,
+        index: Tensor | None = None,
+        live: Tensor | None = None,
+        layer: int = 0,
+        sliding_window: int = 0,
+        scale: float | None = None,
+    ) -> Tensor:
+        """Causal attention of q [rows, heads * head_dim], each row from its own position.
+
+        positions: int64, sequences: int32; row i has number index[i] of them. live: int32 [1], how many rows there
+        are. scale: None = 1 / sqrt(head_dim).
+        """
+        with self._call("attention", q) as call:
+            width, rows = num_heads * cache.head_dim, q.shape[0]
+            if num_heads % cache.num_kv_heads:
+                raise ShapeError(
+                    f"attention: {num_heads} heads for {cache.num_kv_heads} KV heads; wanted a multiple"
+                )
+            out = torch.zeros_like(q)
+            sizes = rows, num_heads, cache.head_dim, cache.max_pages
+            scratch = q.new_empty(self.module.attention_scratch_floats(*sizes))
+            counters = torch.zeros(
+                self.module.attention_counters(rows, num_heads), dtype=torch.int32, device=q.device
+            )
+            self.module.attention(
+                call.stream,
+                cache.argument(self, layer),
+                call.rows("q", q, width, None, live),
+                call.rows("out", out, width),
+                call.vector("positions", positions, None, torch.int64),
+                call.vector("sequences", sequences, positions.shape[0], torch.int32),
+                call.vector("index", index, rows, torch.int32),
+                sliding_window,
+                cache.head_dim**-0.5 if scale is None else scale,
+                scratch.data_ptr(),
+                cache.max_pages,
+                counters.data_ptr(),
+            )
+        return out
+
+    def feed_forward(
+        self,
+        y: Tensor,
+        h: Tensor,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+        *,
+        index: Tensor | None = None,
+        live: Tensor | None = None,
+        scale: Tensor | None = None,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
+        """h[index] += scale * W_down(silu(W_gate y[index]) * W_up y[index]) in place; returns h [rows, d].
+
+        norm: [d], y is normed by it on the way (y may be h then). live: int32 [1], how many rows there are.
+        """
+        weights = gate, up, down
+        return self._mlp("feed_forward", y, h, weights, index, live, scale, norm, eps)
+
+    def adapter(
+        self,
+        y: Tensor,
+        h: Tensor,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+        *,
+        index: Tensor | None = None,
+        live: Tensor | None = None,
+        scale: Tensor | None = None,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
+        """The same map with the adapter's narrow weights, for skipped rows."""
+        weights = gate, up, down
+        return self._mlp("adapter", y, h, weights, index, live, scale, norm, eps)
+
+    def project(
+        self,
+        h: Tensor,
+        norm: Tensor,
+        eps: float,
+        *,
+        table: Tensor,
+        first: Tensor | None = None,
+        first_bias: Tensor | None = None,
+        rotate_first: bool = False,
+        k: Tensor | None = None,
+        k_bias: Tensor | None = None,
+        v: Tensor | None = None,
+        v_bias: Tensor | None = None,
+        cache: PagedCache | None = None,
+        layer: int = 0,
+        positions: Tensor | None = None,
+        sequences: Tensor | None = None,
+        index: Tensor | None = None,
+        live: Tensor | None = None,
+        encoded: Tensor | None = None,
+        router: RouterWeights | None = None,
+        threshold: float = 0.5,
+        forced: Tensor | None = None,
+        unit_scales: bool = False,
+    ) -> tuple[Tensor | None, Decisions | None]:
+        """RMSNorm of h [rows, d] and up to three products with it; see csrc/ops/project.h.
+
+        first [n, d] gives a result [rows, n], rotated with `rotate_first`; k and v go, k rotated, into `cache` at
+        positions and sequences. With `encoded` [rows, d_r] and `router` the rows that run are found on the way (8
+        rows at most, folded router), and only they are projected by `first`, in their order.
+
+        Returns:
+            What `first` gives and the decisions; None for what was not asked.
+        """
+        with self._call("project", h) as call:
+            rows, width = h.shape
+            count = rows if index is None else index.shape[0]
+            matrices = [t for t in (first, k, v) if t is not None]
+            if not matrices or (k is None) != (v is None) or (k is None) != (cache is None):
+                raise ShapeError("project: give first, or k, v and their cache, or all of them")
+            if any(t.dtype != matrices[0].dtype for t in matrices):
+                raise DtypeError(
+                    f"project: matrices of {', '.join(str(t.dtype) for t in matrices)}; wanted one type"
+                )
+            if any(t.shape[-1] != width for t in matrices):
+                raise ShapeError(
+                    f"project: matrices of {[list(t.shape) for t in matrices]}; wanted [n, {width}]"
+                )
+            out = None if first is None else h.new_zeros(count, first.shape[0])
+            none = self.module.Matrix()
+            route: tuple[Any, ...] = ()
+            decisions = None
+            if router is not None:
+                route, decisions = self._route(
+                    call, encoded, router, index, rows, (threshold, forced, unit_scales)
+                )
+            self.module.project(
+                call.stream,
+                call.rows("h", h, width, index, live),
+                call.vector("norm", norm, width),
+                eps,
+                none if first is None else call.matrix("first", first, first_bias),
+                self.module.Rows() if out is None else call.rows("first_out", out, out.shape[1]),
+                rotate_first,
+                none if k is None else call.matrix("k", k, k_bias),
+                none if v is None else call.matrix("v", v, v_bias),
+                call.rows("table", table, table.shape[-1], index),
+                self.module.Pages() if cache is None else cache.argument(self, layer),
+                call.vector("positions", positions, None, torch.int64),
+                call.vector("sequences", sequences, None, torch.int32),
+                *route,
+            )
+        return out, decisions
+
+    def lm_head(
+        self, h: Tensor, norm: Tensor, weight: Tensor, eps: float, *, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [rows, vocab] of h[index], W Norm(h), and the first of each row's largest, int64 [rows]."""
+        with self._call("lm_head", h) as call:
+            rows = h.shape[0] if index is None else index.shape[0]
+            logits = h.new_empty(rows, weight.shape[0])
+            best = torch.empty(rows, dtype=torch.int64, device=h.device)
+            self.module.lm_head(
+                call.stream,
+                call.rows("h", h, weight.shape[1], index),
+                call.vector("norm", norm, weight.shape[1]),
+                eps,
+                call.matrix("weight", weight),
+                logits.data_ptr(),
+                best.data_ptr(),
+            )
+        return logits, ~best & 0xFFFFFFFF
+
+    def sample(
+        self,
+        logits: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One token of each row of logits [rows, vocab]; see csrc/ops/sample.h.
+
+        seeds, positions: int64 [rows].
+
+        Returns:
+            Tokens int32, their log-probabilities float32, and faults int32 (1 = a NaN logit, 2 = none is finite).
+        """
+        if not temperature >= 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1 or top_k < 0:
+            raise ValueOutOfRangeError(
+                f"sample: temperature {temperature}, top_k {top_k}, top_p {top_p}, min_p {min_p}; wanted temperature "
+                "and top_k from 0 on, top_p in (0, 1], min_p in [0, 1]"
+            )
+        with self._call("sample", logits) as call:
+            rows = logits.shape[0]
+            tokens, faults = (
+                torch.empty(rows, dtype=torch.int32, device=logits.device) for _ in range(2)
+            )
+            logprobs = logits.new_empty(rows)
+            self.module.sample(
+                call.stream,
+                call.rows("logits", logits, logits.shape[-1]),
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                call.vector("seeds", seeds, rows, torch.int64),
+                call.vector("positions", positions, rows, torch.int64),
+                tokens.data_ptr(),
+                logprobs.data_ptr(),
+                faults.data_ptr(),
+            )
+        return tokens, logprobs, faults
+
+    def _mlp(
+        self,
+        op: str,
+        y: Tensor,
+        h: Tensor,
+        weights: tuple[Tensor, Tensor, Tensor],
+        index: Tensor | None,
+        live: Tensor | None,
+        scale: Tensor | None,
+        norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        gate, up, down = weights
+        width, hidden = gate.shape
+        if up.shape != gate.shape or tuple(down.shape) != (hidden, width):
+            raise ShapeError(
+                f"{op}: gate {list(gate.shape)}, up {list(up.shape)}, down {list(down.shape)}; wanted [w, d], [w, d], "
+                "[d, w]"
+            )
+        with self._call(op, y) as call:
+            rows = y.shape[0] if index is None else index.shape[0]
+            activation = y.new_empty(rows, width)
+            getattr(self.module, op)(
+                call.stream,
+                call.rows("y", y, hidden, index, live),
+                call.rows("h", h, hidden, index, live),
+                *(call.matrix(n, t) for n, t in zip(("gate", "up", "down"), weights, strict=True)),
+                call.vector("scale", scale, rows),
+                activation.data_ptr(),
+                call.vector("norm", norm, hidden),
+                eps,
+            )
+        return h
+
+    def _router(
+        self, call: _Call, encoded: Tensor, router: RouterWeights, gates: Tensor
+    ) -> tuple[Any, Tensor | None]:
+        """(argument of the compiled ops, scratch to keep alive)."""
+        if router.order not in _ORDERS:
+            raise ValueOutOfRangeError(
+                f"{call.op}: order {router.order!r}; wanted {' or '.join(_ORDERS)}"
+            )
+        strict = router.folded is None
+        if strict and (router.dec is None or router.head is None):
+            raise ShapeError(f"{call.op}: give a router that has folded, or dec and head")
+        rows, dim = encoded.shape
+        if router.dec is not None and router.dec.shape[-1] != dim:
+            raise ShapeError(f"{call.op}: dec is {list(router.dec.shape)}; wanted [d, {dim}]")
+        decoded = None
+        if router.dec is not None and strict:
+            decoded = encoded.new_empty(rows, router.dec.shape[0])
+        argument = self.module.Router(
+            call.rows("encoded", encoded, dim),
+            self.module.Rows()
+            if decoded is None
+            else call.rows("decoded", decoded, decoded.shape[1]),
+            call.vector("norm", router.norm, dim),
+            call.vector("folded", router.folded, dim),
+            call.vector("head", router.head, None if router.dec is None else router.dec.shape[0]),
+            gates.data_ptr(),
+            self.module.Matrix()
+            if router.dec is None
+            else call.matrix("dec", router.dec, float_only=True),
+            router.bias,
+            router.eps,
+            _ORDERS[router.order],
+        )
+        return argument, decoded
+
+    def _compact(
+        self,
+        call: _Call,
+        decisions: Decisions,
+        threshold: float,
+        forced: Tensor | None,
+        unit_scales: bool,
+    ) -> Any:
+        if not 0.0 <= threshold <= 1.0:
+            raise ValueOutOfRangeError(
+                f"{call.op}: threshold is {threshold}; wanted a value in [0, 1]"
+            )
+        rows = decisions.ran.shape[0]
+        return self.module.Compact(
+            call.vector("gates", decisions.gates, rows),
+            call.vector("forced", forced, rows, torch.uint8),
+            *(
+                getattr(decisions, name).data_ptr()
+                for name in ("ran", "run_index", "skip_index", "run_scale", "skip_scale", "counts")
+            ),
+            rows,
+            threshold,
+            unit_scales,
+        )
+
+    def _route(
+        self,
+        call: _Call,
+        encoded: Tensor | None,
+        router: RouterWeights,
+        index: Tensor | None,
+        rows: int,
+        decide: tuple[float, Tensor | None, bool],
+    ) -> tuple[tuple[Any, Any], Decisions]:
+        if encoded is None or router.folded is None or index is not None or rows > MAX_ROUTE_ROWS:
+            raise ValueOutOfRangeError(
+                f"project: a router decides on the way for at most {MAX_ROUTE_ROWS} rows that are not listed "
+                f"(there are {rows}), with its codes and folded; call router_gate and compact before"
+            )
+        decisions = Decisions.empty(rows, encoded.device)
+        argument, _ = self._router(call, encoded, router, decisions.gates)
+        return (argument, self._compact(call, decisions, *decide)), decisions
+
+    @contextmanager
+    def _call(self, op: str, first: Tensor) -> Iterator[_Call]:
+        call = _Call(self, op, first.device)
+        with call.guard():
+            yield call
+
+
+class _Call:
+    """Checks the tensors of one call and converts them."""
+
+    def __init__(self, ops: CudaOps, op: str, device: torch.device) -> None:
+        self.module, self.op, self.device = ops.module, op, device
+        if device.type != ops.device_type:
+            raise DtypeError(
+                f"{op}: a tensor is on {device}; wanted {ops.device_type}; move it there"
+            )
+
+    def guard(self) -> Any:
+        """Makes the tensors' device the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    @property
+    def stream(self) -> int:
+        """The current stream's handle."""
+        if self.device.type != "cuda":
+            return 0
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
+
+    def _address(self, name: str, tensor: Tensor) -> int:
+        if tensor.device != self.device:
+            raise DtypeError(
+                f"{self.op}: {name} is on {tensor.device}, other tensors are on {self.device}; move it there"
+            )
+        if not tensor.is_contiguous():
+            raise ShapeError(
+                f"{self.op}: {name} {list(tensor.shape)} is not contiguous; call .contiguous() first"
+            )
+        return tensor.data_ptr()
+
+    def rows(
+        self,
+        name: str,
+        tensor: Tensor,
+        width: int,
+        index: Tensor | None = None,
+        live: Tensor | None = None,
+    ) -> Any:
+        """Rows of a float32 matrix."""
+        if tensor.dtype != torch.float32:
+            raise DtypeError(f"{self.op}: {name} has dtype {tensor.dtype}; wanted torch.float32")
+        if tensor.dim() != 2 or tensor.shape[1] != width:
+            raise ShapeError(f"{self.op}: {name} is {list(tensor.shape)}; wanted [rows, {width}]")
+        count = tensor.shape[0] if index is None else index.shape[0]
+        listed = self.vector(f"{name}'s index", index, count, torch.int32)
+        number = self.vector(f"{name}'s live", live, 1, torch.int32)
+        return self.module.Rows(self._address(name, tensor), count, width, listed, number)
+
+    def vector(
+        self,
+        name: str,
+        tensor: Tensor | None,
+        length: int | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> int:
+        """Address of a vector; 0 for None."""
+        if tensor is None:
+            return 0
+        if tensor.dtype != dtype:
+            raise DtypeError(f"{self.op}: {name} has dtype {tensor.dtype}; wanted {dtype}")
+        if tensor.dim() != 1 or length not in (None, tensor.shape[0]):
+            wanted = "one dimension" if length is None else f"[{length}]"
+            raise ShapeError(f"{self.op}: {name} is {list(tensor.shape)}; wanted {wanted}")
+        return self._address(name, tensor)
+
+    def matrix(
+        self, name: str, tensor: Tensor, bias: Tensor | None = None, *, float_only: bool = False
+    ) -> Any:
+        """Weights [n, k]."""
+        if tensor.dtype not in _DTYPES or (float_only and tensor.dtype != torch.float32):
+            wanted = "float32" if float_only else "float32, bfloat16 or float16"
+            raise DtypeError(f"{self.op}: {name} has dtype {tensor.dtype}; wanted {wanted}")
+        if tensor.dim() != 2:
+            raise ShapeError(f"{self.op}: {name} is {list(tensor.shape)}; wanted [n, k]")
+        address = self._address(name, tensor)
+        if address % _ALIGNMENT:
+            raise ShapeError(
+                f"{self.op}: {name} begins {address % _ALIGNMENT} bytes behind a multiple of {_ALIGNMENT}; copy it "
+                "(.clone()), or slice where rows end"
+            )
+        biased = self.vector(f"{name}'s bias", bias, tensor.shape[0])
+        return self.module.Matrix(address, _DTYPES[tensor.dtype], *tensor.shape, biased)
+
+
+def cuda_ops() -> CudaOps:
+    """The CUDA ops of this installation.
+
+    Raises:
+        UnsupportedError: built without CUDA, or no device to run on; the message says what to do.
+    """
+    from .cuda_device import cuda_module
+
+    return CudaOps(cuda_module())

@@ -1,0 +1,140 @@
+"""What the compiler made of each kernel, read from the built module without a device.
+
+`python -m tests.cuda.objects --write` writes the table that tests/cuda/test_objects.py compares, kernels.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+TABLE = Path(__file__).with_name("kernels.json")
+
+
+@dataclass
+class Kernel:
+    """registers: of a thread. loads: instructions that load 16 bytes from memory. spilled: instructions that reach
+    for registers' overflow in memory."""
+
+    registers: int = 0
+    loads: int = 0
+    spilled: int = 0
+
+
+def module_path() -> Path | None:
+    """The built module, or None."""
+    spec = find_spec("flexidepth_ext._cuda")
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def dump_tool() -> str | None:
+    """cuobjdump: of the toolkit, or of the package nvidia-cuda-cuobjdump."""
+    return shutil.which("cuobjdump", path=_search_path())
+
+
+def _search_path() -> str:
+    packages = Path(sysconfig.get_path("purelib"), "nvidia")
+    folders = [str(folder) for folder in sorted(packages.glob("*/bin"))]
+    return os.pathsep.join([os.environ.get("PATH", ""), *folders, "/usr/local/cuda/bin"])
+
+
+def read_kernels(module: Path) -> dict[str, dict[str, Kernel]]:
+    """{kernel: {architecture, as "90": what was made of it}}."""
+    found: dict[str, dict[str, Kernel]] = {}
+    arch = label = ""
+    for line in _lines(module, "-res-usage"):
+        if match := re.search(r"arch = sm_(\w+)", line):
+            arch = match[1]
+        elif match := re.match(r"\s*Function (\S+):", line):
+            label = kernel_label(match[1])
+        elif match := re.match(r"\s*REG:(\d+)", line):
+            found.setdefault(label, {})[arch] = Kernel(int(match[1]))
+    for line in _lines(module, "-sass"):
+        if match := re.search(r"arch = sm_(\w+)", line):
+            arch = match[1]
+        elif match := re.match(r"\s*Function : (\S+)", line):
+            label = kernel_label(match[1])
+        elif re.search(r"\bLDG\.E\.(\w+\.)*128", line):
+            found[label][arch].loads += 1
+        elif re.search(r"\b(LDL|STL)\b", line):
+            found[label][arch].spilled += 1
+    return found
+
+
+def kernel_label(mangled: str) -> str:
+    """`matvec_kernel<BFloat16, 4, Outputs>` out of the name in the object."""
+    match = re.search(r"\d+([a-z][a-z_]*_kernel)(.*)", mangled)
+    if match is None:
+        return mangled
+    name, rest = match.groups()
+    if not rest.startswith("I"):
+        return name
+    rest = re.sub(r"^If", "I5float", rest)
+    parts = re.findall(r"BFloat16|Float16|float|Outputs|Activation|Projection|Li\d+", rest)
+    kept = [
+        parts[0],
+        *(p.removeprefix("Li") for p in parts[1:] if p not in ("BFloat16", "Float16")),
+    ]
+    return f"{name}<{', '.join(dict.fromkeys(kept))}>"
+
+
+def _lines(module: Path, option: str) -> Iterator[str]:
+    tool = dump_tool()
+    assert tool is not None
+    environment = {**os.environ, "PATH": _search_path()}  # it calls nvdisasm
+    with subprocess.Popen(
+        [tool, option, str(module)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    assert process.returncode == 0, f"{tool} {option}: exit code {process.returncode}"
+
+
+def compiler_version() -> str:
+    """Of the toolkit that built the module, as "13.0"."""
+    from flexidepth_ext import _cuda  # type: ignore[attr-defined]
+
+    number = int(_cuda.find_devices()["runtime_version"])
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def table() -> dict[str, object]:
+    """What is committed."""
+    module = module_path()
+    assert module is not None
+    kernels = {
+        label: {arch: astuple(kernel) for arch, kernel in sorted(archs.items())}
+        for label, archs in sorted(read_kernels(module).items())
+    }
+    return {
+        "compiler": compiler_version(),
+        "columns": ["registers", "16-byte loads", "spill instructions"],
+        "kernels": kernels,
+    }
+
+
+def as_text(content: dict[str, object]) -> str:
+    """A kernel a line."""
+    kernels = content["kernels"]
+    assert isinstance(kernels, dict)
+    lines = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in kernels.items()]
+    head = {k: v for k, v in content.items() if k != "kernels"}
+    begin = json.dumps(head, indent=1)[:-2]
+    return begin + ',\n "kernels": {\n' + ",\n".join(lines) + "\n }\n}\n"
+
+
+if __name__ == "__main__":
+    text = as_text(table())
+    if "--write" in sys.argv[1:]:
+        TABLE.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")

@@ -1,0 +1,135 @@
+"""The cache and attention, against the plain reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flexidepth import reference
+from flexidepth_ext.cuda_ops import PagedCache
+from flexidepth_ext.errors import DtypeError, ShapeError, UnsupportedError, ValueOutOfRangeError
+
+from ..tolerances import assert_as_exact_as_torch
+from .conftest import DTYPES
+
+
+def filled(ops, dtype, lengths, kv_heads, dim, layers=2):
+    """A cache of some sequences, layer 1 filled, and its contents after rounding [tokens, kv_heads, dim] each."""
+    most = max(lengths)
+    cache = PagedCache(
+        ops, dtype, layers, kv_heads, dim, most + 300, len(lengths), device=ops.device_type
+    )
+    # Unused slots hold NaN in every type.
+    cache.pages.fill_(255)
+    parts = []
+    for s, tokens in enumerate(lengths):
+        k, v = torch.randn(tokens, kv_heads * dim), torch.randn(tokens, kv_heads * dim)
+        sequences = torch.full((tokens,), s, dtype=torch.int32)
+        ops.kv_append(cache, k, v, torch.arange(tokens), sequences, layer=1)
+        parts.append([t.to(dtype).float().view(tokens, kv_heads, dim) for t in (k, v)])
+    return cache, parts
+
+
+def expected(q, k, v, positions, heads, window, dtype):
+    tokens, _, dim = k.shape
+    mask = reference.attention_mask(positions, torch.arange(tokens), window or None)
+    per_head = q.view(len(q), heads, dim).transpose(0, 1).to(dtype)
+    out = reference.attention(
+        per_head, k.transpose(0, 1).to(dtype), v.transpose(0, 1).to(dtype), mask
+    )
+    return out.transpose(0, 1).reshape(len(q), -1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"),
+    [(9, 3, 64), (4, 1, 80), (3, 3, 96), (14, 2, 128), (1, 1, 8), (5, 1, 16)],
+)
+@pytest.mark.parametrize("tokens", [1, 15, 257])
+def test_one_query_at_the_end(ops, dtype, heads, kv_heads, dim, tokens):
+    cache, ((k, v),) = filled(ops, dtype, [tokens], kv_heads, dim)
+    q, position = torch.randn(1, heads * dim), torch.tensor([tokens - 1])
+    got = ops.attention(q, cache, position, torch.zeros(1, dtype=torch.int32), heads, layer=1)
+    exact = expected(q, k, v, position, heads, 0, torch.float64)
+    assert_as_exact_as_torch(got, expected(q, k, v, position, heads, 0, dtype), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 1, 100, 300])
+def test_gathered_queries_see_their_own_past(ops, dtype, window):
+    """Running rows of a prompt: compacted queries, each with the position of the row it came from."""
+    cache, ((k, v),) = filled(ops, dtype, [600], 2, 16)
+    rows = torch.sort(torch.randperm(600)[:12]).values.int()
+    q, live = torch.randn(12, 4 * 16), torch.tensor([11], dtype=torch.int32)
+    positions, sequences = torch.arange(600), torch.zeros(600, dtype=torch.int32)
+    got = ops.attention(
+        q, cache, positions, sequences, 4, index=rows, live=live, layer=1, sliding_window=window
+    )
+    asked = positions[rows.long()]
+    exact = expected(q, k, v, asked, 4, window, torch.float64)
+    same = expected(q, k, v, asked, 4, window, dtype)
+    assert_as_exact_as_torch(got[:11], same[:11], exact[:11])
+    assert torch.equal(got[11], torch.zeros(64))  # no such row: left as it was
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_several_sequences_and_alone_have_the_same_bits(ops, dtype):
+    cache, parts = filled(ops, dtype, [5, 300, 64], 2, 16)
+    positions = torch.tensor([4, 10, 299, 63])
+    sequences = torch.tensor([0, 1, 1, 2], dtype=torch.int32)
+    q = torch.randn(4, 6 * 16)
+    whole = ops.attention(q, cache, positions, sequences, 6, layer=1)
+    for i, s in enumerate(sequences.tolist()):
+        own = slice(i, i + 1)
+        alone = ops.attention(
+            q[own].contiguous(), cache, positions[own], sequences[own], 6, layer=1
+        )
+        assert torch.equal(alone[0], whole[i])
+        k, v = parts[s]
+        want = expected(q[own], k, v, positions[own], 6, 0, torch.float32)
+        torch.testing.assert_close(whole[own], want, rtol=1e-4, atol=1e-5)
+
+
+def test_counters_are_left_as_they_were(ops):
+    """A second call with several pages would hang or read too early otherwise."""
+    cache, _ = filled(ops, torch.float32, [520], 1, 8)
+    q, position = torch.randn(1, 8), torch.tensor([519])
+    first = torch.zeros(1, dtype=torch.int32)
+    results = [ops.attention(q, cache, position, first, 1, layer=1) for _ in range(2)]
+    assert torch.equal(*results)
+    module = ops.module
+    counters, out = torch.zeros(1, dtype=torch.int32), torch.zeros(1, 8)
+    scratch = torch.empty(module.attention_scratch_floats(1, 1, 8, cache.max_pages))
+    for _ in range(2):
+        module.attention(
+            0,
+            cache.argument(ops, 1),
+            module.Rows(q.data_ptr(), 1, 8),
+            module.Rows(out.data_ptr(), 1, 8),
+            position.data_ptr(),
+            first.data_ptr(),
+            0,
+            0,
+            8**-0.5,
+            scratch.data_ptr(),
+            cache.max_pages,
+            counters.data_ptr(),
+        )
+        assert counters.item() == 0 and torch.equal(out, results[0])
+
+
+def test_what_a_cache_cannot_be(ops):
+    with pytest.raises(UnsupportedError, match="head_dim is 100; wanted a multiple of 8 up to 128"):
+        PagedCache(ops, torch.float32, 1, 1, 100, 10, device=ops.device_type)
+    with pytest.raises(UnsupportedError, match="head_dim is 256"):
+        PagedCache(ops, torch.float32, 1, 1, 256, 10, device=ops.device_type)
+    with pytest.raises(DtypeError, match=r"dtype torch\.int8"):
+        PagedCache(ops, torch.int8, 1, 1, 8, 10, device=ops.device_type)
+    cache, _ = filled(ops, torch.float32, [3], 2, 8)
+    q, zero = torch.randn(1, 24), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(ShapeError, match="3 heads for 2 KV heads"):
+        ops.attention(q, cache, torch.zeros(1, dtype=torch.long), zero, 3)
+    with pytest.raises(ValueOutOfRangeError, match="layer 2; there are 2"):
+        ops.attention(torch.randn(1, 16), cache, torch.zeros(1, dtype=torch.long), zero, 2, layer=2)
+    with pytest.raises(DtypeError, match=r"positions has dtype torch\.int32"):
+        ops.attention(torch.randn(1, 16), cache, zero, zero, 2)

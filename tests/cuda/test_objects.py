@@ -1,0 +1,70 @@
+"""Every kernel is there for every architecture, keeps its values in registers and reads 16 bytes at a time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from . import objects
+
+ARCHS = ["100", "120", "80", "86", "89", "90"]
+
+needs_module = pytest.mark.skipif(
+    objects.module_path() is None or objects.dump_tool() is None,
+    reason="needs a build with CUDA, and cuobjdump (of the toolkit, or the package nvidia-cuda-cuobjdump)",
+)
+
+
+@pytest.mark.parametrize(
+    ("mangled", "label"),
+    [
+        (
+            "_ZN10flexidepth4cuda45_GLOBAL__N__e91c_12_attention_cu_e0616attention_kernelINS0_7Float16ELi16EEEvNS_13AttentionArgsE",
+            "attention_kernel<Float16, 16>",
+        ),
+        (
+            "_ZN10flexidepth4cuda13matvec_kernelIfLi8ENS0_7OutputsIfEEEEvNS0_5InputET1_",
+            "matvec_kernel<float, 8, Outputs>",
+        ),
+        (
+            "_ZN10flexidepth4cuda11tile_kernelINS0_8BFloat16ENS0_7OutputsIS2_EEEEvNS0_5InputET0_",
+            "tile_kernel<BFloat16, Outputs>",
+        ),
+        ("_ZN10flexidepth4cuda12_GLOBAL__N_114compact_kernelENS_11CompactArgsE", "compact_kernel"),
+    ],
+)
+def test_labels(mangled, label):
+    assert objects.kernel_label(mangled) == label
+
+
+def test_the_table_says_what_the_issue_is():
+    """No kernel of it spills, all of it is there, whatever is built here."""
+    kernels = json.loads(objects.TABLE.read_text(encoding="utf-8"))["kernels"]
+    assert {name.partition("<")[0] for name in kernels} == {
+        *("matvec_kernel", "tile_kernel", "route_kernel", "attention_kernel", "compact_kernel"),
+        *("folded_kernel", "code_kernel", "head_kernel", "rms_norm_kernel", "rope_kernel"),
+        *("rope_table_kernel", "embed_kernel", "kv_append_kernel", "sample_kernel"),
+    }
+    for name, archs in kernels.items():
+        assert sorted(archs) == ARCHS, name
+        for arch, (registers, loads, spilled) in archs.items():
+            assert spilled == 0 and registers <= 255, (name, arch)
+            reads_weights = name.startswith(("matvec", "tile", "route", "attention"))
+            assert loads > 0 or not reads_weights, (name, arch)
+
+
+@needs_module
+def test_the_built_module_is_as_the_table_says():
+    committed = json.loads(objects.TABLE.read_text(encoding="utf-8"))
+    assert objects.module_path() is not None
+    if committed["compiler"] != objects.compiler_version():
+        pytest.skip(f"the table is of nvcc {committed['compiler']}, this build of another one")
+    built = json.loads(objects.as_text(objects.table()))["kernels"]
+    assert sorted(built) == sorted(committed["kernels"])
+    for name, archs in built.items():
+        # A build for this machine's device alone has fewer.
+        for arch, values in archs.items():
+            assert values == committed["kernels"][name][arch], (
+                f"{name}, sm_{arch}: run python -m tests.cuda.objects --write and look at what changed"
+            )

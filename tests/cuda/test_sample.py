@@ -1,0 +1,93 @@
+"""Sampling on the device: the CPU's tokens for the same seeds, and transformers' own filters."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+import torch
+
+from flexidepth_ext import Engine
+from flexidepth_ext.errors import DtypeError, ShapeError, ValueOutOfRangeError
+
+from ..engine.conftest import tiny_config, tiny_model, weights_of
+from ..engine.test_sampling import filtered
+from .conftest import on_cpu
+
+ROWS = 60
+FILTERS: list[dict[str, float]] = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 2.0, "top_k": 5},
+    {"top_p": 0.7},
+    {"min_p": 0.2},
+    {"top_k": 12, "top_p": 0.8, "min_p": 0.05},
+    {"top_k": 1},
+    {"temperature": 0.0},
+    {"top_p": 1e-6},
+]
+
+
+def cpu_tokens(logits, seeds, positions, options):
+    model = tiny_model(tiny_config())
+    with closing(Engine(model.config, weights_of(model), dtype=torch.float32)) as engine:
+        return engine.sample(logits, seeds=seeds, positions=positions, **options)
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+@pytest.mark.parametrize("vocab", [7, 1500])
+def test_the_cpus_tokens(ops, options, vocab):
+    torch.manual_seed(vocab)
+    logits = torch.randn(ROWS, vocab) * 3
+    logits[:, 3] = logits[:, 5]  # ties
+    logits[0, :3] = float("-inf")
+    seeds, positions = torch.randint(-(2**63), 2**63 - 1, (ROWS,)), torch.arange(ROWS)
+    everything = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | options
+    want, want_logprobs = on_cpu(cpu_tokens, logits, seeds, positions, everything)
+    got, logprobs, faults = ops.sample(logits, seeds, positions, **everything)
+    assert not faults.any()
+    same = got == want
+    # Masses in whole units fall on the other side of a border once in a long while.
+    assert same.float().mean() >= 0.98
+    torch.testing.assert_close(logprobs[same], want_logprobs[same], rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_the_filters_leave(ops):
+    logits = torch.randn(1, 60) * 2
+    allowed = filtered(logits, 1.0, 12, 0.8, 0.05)[0] > 0
+    many = logits.expand(300, -1).contiguous()
+    tokens, _, _ = ops.sample(
+        many, torch.arange(300), torch.zeros(300, dtype=torch.long), top_k=12, top_p=0.8, min_p=0.05
+    )
+    drawn = torch.bincount(tokens.long(), minlength=60) > 0
+    assert not (drawn & ~allowed).any()
+    assert (drawn & allowed).sum() >= allowed.sum() * 0.8
+
+
+def test_equal_logits_at_the_border_of_top_p_are_kept_in_order(ops):
+    """Ten equal tokens, half of the mass: the first five."""
+    rows = 200
+    tokens, _, _ = ops.sample(
+        torch.zeros(rows, 10), torch.arange(rows), torch.zeros(rows, dtype=torch.long), top_p=0.5
+    )
+    assert sorted(set(tokens.tolist())) == [0, 1, 2, 3, 4]
+
+
+def test_faults(ops):
+    logits = torch.randn(4, 9)
+    logits[1, 4], logits[2], logits[3, 2] = float("nan"), float("-inf"), float("inf")
+    zero = torch.zeros(4, dtype=torch.long)
+    _, logprobs, faults = ops.sample(logits, zero, zero)
+    assert faults.tolist() == [0, 1, 2, 2]
+    assert logprobs.isnan().tolist() == [False, True, True, True]
+
+
+def test_bad_arguments(ops):
+    logits, zero = torch.randn(2, 9), torch.zeros(2, dtype=torch.long)
+    for name, value in {"temperature": -1.0, "top_p": 0.0, "min_p": 2.0, "top_k": -1}.items():
+        with pytest.raises(ValueOutOfRangeError, match=rf"{name} {value}"):
+            ops.sample(logits, zero, zero, **{name: value})
+    with pytest.raises(DtypeError, match=r"seeds has dtype torch\.int32"):
+        ops.sample(logits, zero.int(), zero)
+    with pytest.raises(ShapeError, match=r"positions is \[1\]; wanted \[2\]"):
+        ops.sample(logits, zero, zero[:1])

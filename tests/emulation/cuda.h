@@ -1,0 +1,131 @@
+// CUDA on the CPU, for tests: the threads of a block are fibers that take turns in one system
+// thread.
+//
+// A thread runs until it needs others (a barrier, a shuffle, a matrix multiplication of its warp),
+// then the next one runs. The order of turns is a choice (set_order): a kernel that forgets a
+// barrier computes something else in another order. Errors that hang or corrupt a GPU are
+// exceptions here, with block, thread and the place: a barrier that not all threads reach, lanes of
+// a warp at different places, a lane that left. Shared memory begins as NaN and ends where it was
+// said to end, so AddressSanitizer sees what lies beyond. Not covered: races between blocks (they
+// run one after the other) and within a warp's step.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <source_location>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace pybind11 {
+class module_;
+}
+
+namespace flexidepth::emulation {
+
+// broken.cu
+void register_broken_kernels(pybind11::module_& m);
+
+using Place = std::source_location;
+
+enum class Order : int { kForward = 0, kReverse = 1, kShuffled = 2 };
+void set_order(Order order, uint32_t seed);
+
+// The running thread's place in the grid.
+int thread_index();
+int64_t block_index(int axis);
+int64_t grid_size();
+unsigned char* shared_memory();
+
+void block_barrier(Place place);
+// Waits until every lane of the warp is here with its `data`; then `step` runs once on all of them.
+void warp_step(void* data, void (*step)(void* const lanes[32]), Place place);
+
+// Runs body() for every thread of every block. Throws Error.
+void run_grid(const char* op, dim3 grid, int threads, size_t shared_bytes, void (*body)(void*),
+              void* argument);
+
+}  // namespace flexidepth::emulation
+
+namespace flexidepth::cuda {
+
+struct Context;
+struct BFloat16;
+struct Float16;
+struct Chunk;
+
+namespace dev {
+
+using emulation::Place;
+
+inline int thread() { return emulation::thread_index(); }
+inline int64_t block(int axis = 0) { return emulation::block_index(axis); }
+inline int64_t blocks() { return emulation::grid_size(); }
+
+template <class T>
+T* shared_memory() {
+  return reinterpret_cast<T*>(emulation::shared_memory());
+}
+
+inline void sync_block(Place place = Place::current()) { emulation::block_barrier(place); }
+inline void sync_warp(Place place = Place::current()) {
+  emulation::warp_step(nullptr, [](void* const*) {}, place);
+}
+
+inline void keep_order() {}
+float shuffle_xor(float value, int lanes, Place place = Place::current());
+uint32_t ballot(bool value, Place place = Place::current());
+inline int count_bits(uint32_t bits) { return std::popcount(bits); }
+Chunk load_once(const void* from);
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+float half_bits_to_float(uint16_t bits);
+uint16_t float_to_half_bits(float value);
+
+inline int32_t fetch_add(int32_t* at, int32_t value) { return std::exchange(*at, *at + value); }
+inline void fetch_add(uint32_t* at, uint32_t value) { *at += value; }
+inline void fetch_add(uint64_t* at, uint64_t value) { *at += value; }
+inline void fetch_max(uint64_t* at, uint64_t value) { *at = *at < value ? value : *at; }
+inline void fence() {}
+
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16,
+         Place place = Place::current());
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Float16,
+         Place place = Place::current());
+
+template <class... Params, class... Args>
+void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            const Context&, const Args&... args) {
+  auto call = [&] { kernel(args...); };
+  emulation::run_grid(
+      op, grid, threads, shared_bytes, [](void* c) { (*static_cast<decltype(call)*>(c))(); },
+      &call);
+}
+
+inline void fill_zero(const char*, void* at, size_t bytes, const Context&) {
+  std::memset(at, 0, bytes);
+}
+
+}  // namespace dev
+}  // namespace flexidepth::cuda

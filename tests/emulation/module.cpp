@@ -1,0 +1,12 @@
+// The CUDA ops on the CPU: the same bindings and the same kernels as flexidepth_ext._cuda.
+#include "bindings/register.h"
+#include "emulation/cuda.h"
+
+PYBIND11_MODULE(_emulated, m) {
+  namespace e = flexidepth::emulation;
+  flexidepth::bindings::register_errors(m);
+  flexidepth::bindings::register_cuda_ops(m);
+  e::register_broken_kernels(m);
+  m.def("set_order",
+        [](int order, uint32_t seed) { e::set_order(static_cast<e::Order>(order), seed); });
+}
