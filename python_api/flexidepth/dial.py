@@ -130,8 +130,9 @@ def preset_target(
 def calibrated_thresholds(calibration: Sequence[Mapping[str, Any]], target: float) -> list[float]:
     """tau of each routed layer under which a token skips `target` layers on average.
 
-    Between two points logit tau is linear in the number of layers skipped; tau is kept away from 0 and 1
-    for that, by 1e-30 and 1e-6. A target outside the range by no more than the calibration's tolerance takes the nearest point.
+    Between two points logit tau is linear in the number of layers skipped; tau is kept 1e-30 and 1e-6
+    away from 0 and 1 for that. A target outside the range by no more than the calibration's tolerance takes the
+    nearest point.
 
     Raises:
         UnsupportedError: no calibration. ValueOutOfRangeError: a target outside the calibrated range.

@@ -236,6 +236,7 @@ EVALUATION = [
     (["--prose", "x"], "eval.options.texts", {"prose": Path("x")}),
     (["--code", "x"], "eval.options.texts", {"prose": Path("p"), "code": Path("x")}),
     (["--chat", "x"], "eval.options.texts", {"prose": Path("p"), "chat": Path("x")}),
+    (["--distilled", "x"], "eval.options.texts", {"prose": Path("p"), "distilled": Path("x")}),
     (["--tasks", "x"], "eval.options.tasks", Path("x")),
     (["--skipped", "0,2.5"], "eval.options.skipped", [0.0, 2.5]),
     (["--methods", "random,shortgpt"], "eval.options.methods", ["random", "shortgpt"]),

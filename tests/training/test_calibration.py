@@ -14,6 +14,8 @@ from flexidepth.llm import FlexiDepth
 from flexidepth.modeling import FlexiDepthForCausalLM
 from flexidepth.training import calibration
 from flexidepth.training.calibration import calibrate
+from flexidepth.training.calibration_text import token_sequences
+from flexidepth.training.documents import make_document
 from flexidepth_ext.engine import Engine
 
 from ..engine.conftest import VOCAB, tiny_config, tiny_model, weights_of
@@ -129,6 +131,51 @@ def test_too_little_text_is_said(llm: FlexiDepth) -> None:
         calibrate(llm, [[VOCAB]], [0.5])
     with pytest.raises(ValueOutOfRangeError, match="1025 tokens; this model has 1024 positions"):
         calibrate(llm, [[1] * 1025], [0.5])
+
+
+def test_only_what_counts_is_counted(llm: FlexiDepth, texts: list[list[int]]) -> None:
+    """Half of each text; the other half is read, and its layers are nobody's business."""
+    masks = [[i % 2 == 0 for i in range(len(ids))] for ids in texts]
+    found = calibrate(llm, texts, [1.5], counted=masks)
+    assert found.tokens == sum(map(sum, masks))
+    (point,) = found.points
+    skipped = 0
+    for ids, mask in zip(texts, masks, strict=True):
+        cache, taus = llm.engine.new_cache(len(ids)), torch.tensor(point.thresholds)
+        ran = [
+            llm.engine.forward(chunk, [len(chunk)], [cache], thresholds=taus).ran.clone()
+            for chunk in torch.split(torch.tensor(ids, dtype=torch.int32), 32)
+        ]
+        skipped += int((torch.cat(ran)[torch.tensor(mask)] == 0).sum())
+    assert skipped / found.tokens == pytest.approx(point.layers_skipped)
+
+
+def test_masks_that_do_not_fit(llm: FlexiDepth) -> None:
+    with pytest.raises(ValueOutOfRangeError, match=r"counted has \[1\] values .* of \[2\] tokens"):
+        calibrate(llm, [[1, 2]], [0.5], counted=[[True]])
+    with pytest.raises(ValueOutOfRangeError, match="no token counts"):
+        calibrate(llm, [[1, 2]], [0.5], counted=[[False, False]])
+
+
+def test_of_conversations_the_answers_count(tokenizer: Any) -> None:
+    talk = make_document(
+        {
+            "messages": [
+                {"role": "user", "content": "hello 123"},
+                {"role": "assistant", "content": "it's"},
+            ]
+        },
+        "here",
+    )
+    plain = make_document({"text": "hello"}, "there")
+    found = token_sequences([talk, plain], tokenizer, tokens=1000, length=1000)
+    answer = [i for i, counts in zip(found[0].ids, found[0].counted, strict=True) if counts]
+    assert tokenizer.decode(answer).strip().startswith("it's")
+    assert len(answer) < len(found[0].ids) / 2
+    assert all(found[1].counted)
+    cut = token_sequences([talk, plain], tokenizer, tokens=len(found[0].ids) + 1, length=4)
+    assert [token for s in cut for token in s.ids] == [*found[0].ids, found[1].ids[0]]
+    assert [counts for s in cut for counts in s.counted] == [*found[0].counted, True]
 
 
 def test_a_model_without_routers(texts: list[list[int]]) -> None:

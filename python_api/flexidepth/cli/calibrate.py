@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _HELP = """Measure which thresholds skip how many layers, and keep them in the checkpoint.
 
 Afterwards generate and chat take --skip balanced or --target-layers-skipped 3.5 for this model. The text should
-be none that the routers were trained on.
+be none that the routers were trained on; of conversations the answers are counted.
 
 Example: flexidepth calibrate my-routing --data held-out.jsonl
 """
@@ -87,8 +87,9 @@ def calibrate(
         ]
         found = calibration.calibrate(
             llm,
-            texts,
+            [text.ids for text in texts],
             wanted,
+            counted=[text.counted for text in texts],
             on_run=lambda offset, skipped: say(f"offset {offset:+.4f}: {skipped:.3f} layers"),
         )
         fields = found.config_fields(llm.config.skip_presets)

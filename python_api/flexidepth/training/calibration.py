@@ -86,6 +86,7 @@ def calibrate(
     token_sequences: Iterable[Sequence[int]],
     targets: Sequence[float] | None = None,
     *,
+    counted: Iterable[Sequence[bool]] | None = None,
     dtype: torch.dtype = torch.bfloat16,
     num_threads: int | None = None,
     on_run: Callable[[float, float], None] | None = None,
@@ -97,6 +98,7 @@ def calibrate(
             made (`dtype`, `num_threads`).
         token_sequences: held-out texts as token ids; 4,000 to 8,000 tokens in all do. Each fits the model's
             positions.
+        counted: for each sequence which of its tokens the mean is over; None = all.
         targets: mean layers skipped a token, ascending, from 0 to the number of routed layers; None = those of
             DEFAULT_TARGETS that are below it.
         on_run: called with (offset, layers skipped) after each run over the texts.
@@ -111,12 +113,13 @@ def calibrate(
     texts = [_check_text(ids, config.vocab_size, longest) for ids in token_sequences]
     if not texts:
         raise ValueOutOfRangeError("calibrate: no text; give at least one sequence of token ids")
+    masks = _check_counted(counted, texts)
     if isinstance(model, FlexiDepth):
-        search = _Search(model.engine, texts, on_run)
+        search = _Search(model.engine, texts, masks, on_run)
         points = [search.find(target) for target in wanted]
     else:
         with closing(_engine_of(model, dtype, num_threads)) as engine:
-            search = _Search(engine, texts, on_run)
+            search = _Search(engine, texts, masks, on_run)
             points = [search.find(target) for target in wanted]
     return Calibration(points, search.tokens, len(search.trials))
 
@@ -125,12 +128,16 @@ class _Search:
     """Runs of the engine over the same texts under different offsets, each kept for the targets to come."""
 
     def __init__(
-        self, engine: Engine, texts: list[Tensor], on_run: Callable[[float, float], None] | None
+        self,
+        engine: Engine,
+        texts: list[Tensor],
+        counted: list[Tensor],
+        on_run: Callable[[float, float], None] | None,
     ) -> None:
-        self.engine, self.texts, self.on_run = engine, texts, on_run
+        self.engine, self.texts, self.counted, self.on_run = engine, texts, counted, on_run
         taus = [logit(tau) for tau in engine.config.router_thresholds]
         self.start = torch.tensor(taus, dtype=torch.float64)
-        self.tokens = sum(len(ids) for ids in texts)
+        self.tokens = sum(int(mask.sum()) for mask in counted)
         self.trials: list[_Trial] = []
 
     def find(self, target: float) -> CalibrationPoint:
@@ -189,12 +196,13 @@ class _Search:
         """Route all texts under an offset, each from its beginning, in the engine's largest chunks."""
         thresholds = self.thresholds(offset)
         skipped, gates = 0, []
-        for ids in self.texts:
+        for ids, counted in zip(self.texts, self.counted, strict=True):
             cache = self.engine.new_cache(len(ids))
-            for chunk in torch.split(ids, self.engine.max_rows):
+            rows = self.engine.max_rows
+            for chunk, own in zip(torch.split(ids, rows), torch.split(counted, rows), strict=True):
                 step = self.engine.forward(chunk, [len(chunk)], [cache], thresholds=thresholds)
-                skipped += int((step.ran == 0).sum())
-                gates.append(step.gates)
+                skipped += int((step.ran[own] == 0).sum())
+                gates.append(step.gates[own])
             cache.release()
         margins = torch.logit(torch.cat(gates).double()) - self.start
         trial = _Trial(offset, skipped / self.tokens, margins.flatten().sort().values)
@@ -246,6 +254,24 @@ def _check_text(ids: Sequence[int], vocab_size: int, longest: int) -> Tensor:
             f"calibrate: a text of {len(checked)} tokens; this model has {longest} positions; cut it"
         )
     return torch.tensor(checked, dtype=torch.int32)
+
+
+def _check_counted(
+    counted: Iterable[Sequence[bool]] | None, texts: Sequence[Tensor]
+) -> list[Tensor]:
+    if counted is None:
+        return [torch.ones(len(ids), dtype=torch.bool) for ids in texts]
+    masks = [torch.tensor(list(mask), dtype=torch.bool) for mask in counted]
+    if [len(mask) for mask in masks] != [len(ids) for ids in texts]:
+        raise ValueOutOfRangeError(
+            f"calibrate: counted has {[len(m) for m in masks][:5]} values for {len(texts)} texts of "
+            f"{[len(t) for t in texts][:5]} tokens; wanted one for each token"
+        )
+    if not any(bool(mask.any()) for mask in masks):
+        raise ValueOutOfRangeError(
+            "calibrate: no token counts; of conversations what the assistant says does, so give some with answers"
+        )
+    return masks
 
 
 def _nearest(found: list[float], target: float) -> str:
