@@ -30,7 +30,7 @@ from flexidepth.training import run as run_module
 from flexidepth.training.packing import collate
 from flexidepth.training.recipe import Recipe
 from flexidepth.training.run import TrainingData, run_recipe
-from flexidepth.training.start import starting_model
+from flexidepth.training.start import half_precision, starting_model
 from flexidepth.training.trainer import RoutingTrainer, last_checkpoint
 
 LENGTH = 32
@@ -100,6 +100,7 @@ def recipe(base: Path, *stages: dict[str, Any], **changes: Any) -> Recipe:
         "logging_steps": 1,
         "save_steps": 2,
         "eval_steps": 4,
+        "precision": "float32",  # what "auto" means depends on the processor
         "data": {"length": LENGTH},
         "stages": list(stages),
     }
@@ -292,9 +293,7 @@ def test_another_recipe_is_refused(base, data, tmp_path):
 
 def test_what_only_changes_speed_may_differ(base, data, tmp_path):
     first = run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
-    other = recipe(
-        base, ADAPTERS, batch_size=4, gradient_accumulation=1, save_steps=3, precision="float32"
-    )
+    other = recipe(base, ADAPTERS, batch_size=4, gradient_accumulation=1, save_steps=3)
     assert run_recipe(other, tmp_path / "run", data, resume=True) == first
     with pytest.raises(ValueOutOfRangeError, match="sequences a step was 4, is 8"):
         run_recipe(
@@ -334,6 +333,17 @@ def test_a_start_on_another_base_is_refused(base, data, tmp_path):
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="another base model"):
         run_recipe(recipe(tmp_path / "other", BUDGETS, start=str(first)), tmp_path / "b", data)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides there")
+@pytest.mark.parametrize(
+    ("flags", "half"), [({"avx512f", "amx_bf16"}, True), ({"avx512_bf16"}, False)]
+)
+def test_bfloat16_is_chosen_where_the_processor_is_fast_in_it(base, monkeypatch, flags, half):
+    monkeypatch.setattr("flexidepth.training.start.cpu_flags", lambda: flags)
+    assert half_precision(recipe(base, ADAPTERS, precision="auto")) is half
+    assert half_precision(recipe(base, ADAPTERS, precision="bf16"))
+    assert not half_precision(recipe(base, ADAPTERS, precision="float32"))
 
 
 def test_a_half_precision_base_trains_beside_float32_routers(base, data, tmp_path):
