@@ -112,6 +112,14 @@ class PagedCache:
         )
 
 
+@dataclass(frozen=True)
+class AttentionWorkspace:
+    """What attention needs beside its arguments: scratch float32, and counters int32, all 0 before and after."""
+
+    scratch: Tensor
+    counters: Tensor
+
+
 class CudaOps:
     """The ops of a compiled module; `cuda_ops()` gives those of this installation.
 
@@ -253,6 +261,19 @@ class CudaOps:
                 call.vector("sequences", sequences, k.shape[0], torch.int32),
             )
 
+    def attention_workspace(
+        self, rows: int, num_heads: int, cache: PagedCache
+    ) -> AttentionWorkspace:
+        """Room for attention of up to `rows` rows over a cache; one call after the other may use it."""
+        sizes = rows, num_heads, cache.head_dim, cache.max_pages
+        device = cache.pages.device
+        return AttentionWorkspace(
+            torch.empty(self.module.attention_scratch_floats(*sizes), device=device),
+            torch.zeros(
+                self.module.attention_counters(rows, num_heads), dtype=torch.int32, device=device
+            ),
+        )
+
     def attention(
         self,
         q: Tensor,
@@ -266,11 +287,13 @@ class CudaOps:
         layer: int = 0,
         sliding_window: int = 0,
         scale: float | None = None,
+        workspace: AttentionWorkspace | None = None,
     ) -> Tensor:
         """Causal attention of q [rows, heads * head_dim], each row from its own position.
 
         positions: int64, sequences: int32; row i has number index[i] of them. live: int32 [1], how many rows there
-        are. scale: None = 1 / sqrt(head_dim).
+        are, the others' results are 0. scale: None = 1 / sqrt(head_dim). workspace: of attention_workspace, None =
+        made for this call.
         """
         with self._call("attention", q) as call:
             width, rows = num_heads * cache.head_dim, q.shape[0]
@@ -278,12 +301,16 @@ class CudaOps:
                 raise ShapeError(
                     f"attention: {num_heads} heads for {cache.num_kv_heads} KV heads; wanted a multiple"
                 )
-            out = torch.zeros_like(q)
-            sizes = rows, num_heads, cache.head_dim, cache.max_pages
-            scratch = q.new_empty(self.module.attention_scratch_floats(*sizes))
-            counters = torch.zeros(
-                self.module.attention_counters(rows, num_heads), dtype=torch.int32, device=q.device
+            out = torch.empty_like(q) if live is None else torch.zeros_like(q)
+            room = workspace or self.attention_workspace(rows, num_heads, cache)
+            needed = self.module.attention_scratch_floats(
+                rows, num_heads, cache.head_dim, cache.max_pages
             )
+            if room.scratch.numel() < needed:
+                raise ShapeError(
+                    f"attention: the workspace has {room.scratch.numel()} floats, {rows} rows need {needed}; make it "
+                    "for as many rows"
+                )
             self.module.attention(
                 call.stream,
                 cache.argument(self, layer),
@@ -294,9 +321,9 @@ class CudaOps:
                 call.vector("index", index, rows, torch.int32),
                 sliding_window,
                 cache.head_dim**-0.5 if scale is None else scale,
-                scratch.data_ptr(),
+                room.scratch.data_ptr(),
                 cache.max_pages,
-                counters.data_ptr(),
+                room.counters.data_ptr(),
             )
         return out
 
@@ -372,7 +399,7 @@ class CudaOps:
         rows at most, folded router), and only they are projected by `first`, in their order.
 
         Returns:
-            What `first` gives and the decisions; None for what was not asked.
+            What `first` gives, 0 for rows that are not there, and the decisions; None for what was not asked.
         """
         with self._call("project", h) as call:
             rows, width = h.shape
@@ -388,7 +415,10 @@ class CudaOps:
                 raise ShapeError(
                     f"project: matrices of {[list(t.shape) for t in matrices]}; wanted [n, {width}]"
                 )
-            out = None if first is None else h.new_zeros(count, first.shape[0])
+            out = None
+            if first is not None:  # of rows that are not there nothing is written
+                make = h.new_empty if live is None and router is None else h.new_zeros
+                out = make(count, first.shape[0])
             none = self.module.Matrix()
             route: tuple[Any, ...] = ()
             decisions = None

@@ -232,7 +232,8 @@ def _attention(
         q = activations(rows, shape.heads * shape.head_dim)
         positions = torch.full((rows,), shape.context - 1, dtype=torch.long, device=device)
         sequences = torch.arange(rows, dtype=torch.int32, device=device)
-        return lambda: ops.attention(q, cache, positions, sequences, shape.heads)
+        room = ops.attention_workspace(rows, shape.heads, cache)
+        return lambda: ops.attention(q, cache, positions, sequences, shape.heads, workspace=room)
 
     nbytes = 2.0 * rows * shape.context * shape.kv_heads * shape.head_dim * size
     target = Target(0.75) if rows == 1 else None

@@ -97,6 +97,14 @@ def test_counters_are_left_as_they_were(ops):
     first = torch.zeros(1, dtype=torch.int32)
     results = [ops.attention(q, cache, position, first, 1, layer=1) for _ in range(2)]
     assert torch.equal(*results)
+    room = ops.attention_workspace(1, 1, cache)
+    for _ in range(2):
+        shared = ops.attention(q, cache, position, first, 1, layer=1, workspace=room)
+        assert torch.equal(shared, results[0]) and not room.counters.any()
+    with pytest.raises(ShapeError, match=r"the workspace has \d+ floats, 2 rows need \d+"):
+        ops.attention(
+            torch.randn(2, 8), cache, position.repeat(2), first.repeat(2), 1, workspace=room
+        )
     module = ops.module
     counters, out = torch.zeros(1, dtype=torch.int32), torch.zeros(1, 8)
     scratch = torch.empty(module.attention_scratch_floats(1, 1, 8, cache.max_pages))
