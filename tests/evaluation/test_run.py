@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib.image
@@ -252,6 +255,24 @@ def test_straight_through_gates_begin_at_the_base_model(
     )
     ratios = {(row.method, row.asked): row.ratio for row in result.rows if isinstance(row, TextRow)}
     assert ratios["flexidepth", 0] == 1 != ratios["flexidepth", 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        (None, "flexidepth "),  # the installed command
+        ("flexidepth.__main__", "flexidepth "),
+        ("flexidepth.bench.ablations", "python -m flexidepth.bench.ablations "),
+    ],
+)
+def test_the_command_that_made_it(
+    make: Make, prose: Path, monkeypatch: pytest.MonkeyPatch, name: str | None, program: str
+) -> None:
+    main = ModuleType("__main__")
+    main.__spec__ = None if name is None else ModuleSpec(name, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    result = evaluate(make(texts={"prose": prose}, methods=["random"], skipped=[1]))
+    assert result.header["command"].startswith(program)
 
 
 def test_two_runs_are_equal(make: Make) -> None:

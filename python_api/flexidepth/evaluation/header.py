@@ -55,7 +55,15 @@ def make_header(
         "adapter_dim": config.adapter_dim,
         "calibrated_on": data.calibrated_on,
         "calibration_tokens": sum(map(len, data.calibration)),
-        "command": "flexidepth " + shlex.join(sys.argv[1:]),
+        "command": _program() + " " + shlex.join(sys.argv[1:]),
         "machine": machine,
         **identity,
     }
+
+
+def _program() -> str:
+    """What was called: the command, or the module that evaluates as a part of its work."""
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if main is None or main.name in ("flexidepth.__main__", "pytest.__main__"):
+        return "flexidepth"
+    return f"python -m {main.name}"
