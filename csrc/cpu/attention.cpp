@@ -44,7 +44,9 @@ class Attention {
     tiles_per_kv_head_ = (group_ + heads_per_tile_ - 1) / heads_per_tile_;
   }
 
-  int64_t tiles_per_row_block() const { return args_.pages.layout.num_kv_heads * tiles_per_kv_head_; }
+  int64_t tiles_per_row_block() const {
+    return args_.pages.layout.num_kv_heads * tiles_per_kv_head_;
+  }
   int64_t rows_per_tile() const { return rows_per_tile_; }
   int64_t partial_floats() const { return kMaxTileRows * (padded_dim_ + 2); }
 
@@ -111,7 +113,8 @@ class Attention {
       state.sum[i] = state.sum[i] * keep + next.sum[i] * take;
       float* out = state.out + i * padded_dim_;
       const float* add = next.out + i * padded_dim_;
-      for (int64_t d = 0; d < args_.pages.layout.head_dim; ++d) out[d] = out[d] * keep + add[d] * take;
+      for (int64_t d = 0; d < args_.pages.layout.head_dim; ++d)
+        out[d] = out[d] * keep + add[d] * take;
     }
   }
 
@@ -161,8 +164,10 @@ class Attention {
     for (int64_t i = 0; i < t.queries(); ++i)
       q[i] = args_.q.row(t.first_row + i / t.heads) +
              (t.first_head + i % t.heads) * args_.pages.layout.head_dim;
-    dot_panels(q, t.queries(), args_.pages.layout.head_dim, base + args_.pages.layout.key_offset(t.kv_head, 0),
-               args_.pages.layout.key_panel_bytes(), (tokens + kPanel - 1) / kPanel, scores, kPageTokens);
+    dot_panels(q, t.queries(), args_.pages.layout.head_dim,
+               base + args_.pages.layout.key_offset(t.kv_head, 0),
+               args_.pages.layout.key_panel_bytes(), (tokens + kPanel - 1) / kPanel, scores,
+               kPageTokens);
   }
 
   void weigh_values(const Tile& t, const uint8_t* base, int64_t tokens, const float* scores,
@@ -170,7 +175,8 @@ class Attention {
     const float* weights[kMaxTileRows];
     for (int64_t i = 0; i < t.queries(); ++i) weights[i] = scores + i * kPageTokens;
     dot_panels(weights, t.queries(), tokens, base + args_.pages.layout.value_offset(t.kv_head, 0),
-               args_.pages.layout.value_panel_bytes(), args_.pages.layout.value_panels(), out, padded_dim_);
+               args_.pages.layout.value_panel_bytes(), args_.pages.layout.value_panels(), out,
+               padded_dim_);
   }
 
   const AttentionArgs& args_;

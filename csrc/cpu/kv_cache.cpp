@@ -54,8 +54,8 @@ void kv_append(const KvAppendArgs& args, const Context& context) {
             pages.layout, args.k.row(i), args.v.row(i), layer, slot, [](float x) { return x; },
             [](int64_t k, int64_t lane) { return k * kPanel + lane; });
       } else {
-        append_row<uint16_t>(pages.layout, args.k.row(i), args.v.row(i), layer, slot,
-                             float_to_bf16, pair_index);
+        append_row<uint16_t>(pages.layout, args.k.row(i), args.v.row(i), layer, slot, float_to_bf16,
+                             pair_index);
       }
     }
   });

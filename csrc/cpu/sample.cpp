@@ -37,8 +37,8 @@ void keep_top_k(std::vector<float>& scaled, int64_t top_k) {
     if (value < limit) value = -std::numeric_limits<float>::infinity();
 }
 
-// A candidate stays while the weight of those before it is below top_p of the total. The order of the
-// vocabulary is restored.
+// A candidate stays while the weight of those before it is below top_p of the total. The order of
+// the vocabulary is restored.
 void keep_top_p(std::vector<Candidate>& candidates, float top_p) {
   double total = 0;
   for (const auto& c : candidates) total += c.weight;

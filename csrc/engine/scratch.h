@@ -25,9 +25,9 @@ struct Scratch {
   float* run_scale;    // [rows]
   float* skip_scale;   // [rows]
   int32_t* run_index;  // [rows]
-  int32_t* skip_index;     // [rows]
-  int32_t* sequences;      // [rows]
-  int64_t* positions;      // [rows]
+  int32_t* skip_index;  // [rows]
+  int32_t* sequences;   // [rows]
+  int64_t* positions;   // [rows]
 
   // Fills every float with NaN, for tests: no result may depend on what a buffer held before.
   void poison();
