@@ -8,116 +8,27 @@ run a layer, and how many) stays there and is handed from op to op as `Decisions
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import DtypeError, ShapeError, UnsupportedError, ValueOutOfRangeError
+from .cuda_call import Call
+from .cuda_tensors import AttentionWorkspace, Decisions, PagedCache, RouterWeights
+from .errors import DtypeError, ShapeError, ValueOutOfRangeError
 
-_DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+__all__ = [
+    "AttentionWorkspace",
+    "CudaOps",
+    "Decisions",
+    "PagedCache",
+    "RouterWeights",
+    "cuda_ops",
+]
+
 _ORDERS: dict[str, int] = {"norm_tanh": 0, "tanh_norm": 1}
-_ALIGNMENT = 16  # bytes: what one load brings
-PAGE_TOKENS = 256
-MAX_HEAD_DIM = 128
 MAX_ROUTE_ROWS = 8
-
-
-@dataclass
-class Decisions:
-    """Which rows run a layer, on the device.
-
-    ran: uint8 [rows]. run_index, skip_index: int32 [rows], of which the first counts[0] and counts[1] are there, in
-    ascending order. run_scale, skip_scale: float32 [rows], in the order of the indices. counts: int32 [2].
-    gates: float32 [rows].
-    """
-
-    gates: Tensor
-    ran: Tensor
-    run_index: Tensor
-    skip_index: Tensor
-    run_scale: Tensor
-    skip_scale: Tensor
-    counts: Tensor
-
-    @classmethod
-    def empty(cls, rows: int, device: torch.device | str) -> Decisions:
-        """Room for the decisions on `rows` rows."""
-
-        def room(dtype: torch.dtype, count: int = rows) -> Tensor:
-            return torch.empty(count, dtype=dtype, device=device)
-
-        f32, i32 = torch.float32, torch.int32
-        return cls(
-            room(f32), room(torch.uint8), room(i32), room(i32), room(f32), room(f32), room(i32, 2)
-        )
-
-
-@dataclass(frozen=True)
-class RouterWeights:
-    """A router behind its first matrix: norm [d_r]; folded [d_r], or dec [d, d_r] and head [d]; all float32."""
-
-    norm: Tensor
-    folded: Tensor | None = None
-    dec: Tensor | None = None
-    head: Tensor | None = None
-    bias: float = 0.0
-    eps: float = 1e-5
-    order: str = "norm_tanh"
-
-
-class PagedCache:
-    """Keys and values of some sequences, in pages of 256 tokens of all layers."""
-
-    def __init__(
-        self,
-        ops: CudaOps,
-        dtype: torch.dtype,
-        num_layers: int,
-        num_kv_heads: int,
-        head_dim: int,
-        max_length: int,
-        num_sequences: int = 1,
-        device: torch.device | str = "cuda",
-    ) -> None:
-        if dtype not in _DTYPES:
-            raise DtypeError(f"cache: dtype {dtype}; wanted float32, bfloat16 or float16")
-        if head_dim % 8 or not 0 < head_dim <= MAX_HEAD_DIM:
-            raise UnsupportedError(
-                f"cache: head_dim is {head_dim}; wanted a multiple of 8 up to {MAX_HEAD_DIM}"
-            )
-        self.dtype, self.num_layers = dtype, num_layers
-        self.num_kv_heads, self.head_dim, self.max_length = num_kv_heads, head_dim, max_length
-        self.max_pages = -(-max_length // PAGE_TOKENS)
-        layer = ops.module.kv_layer_bytes(_DTYPES[dtype], num_kv_heads, head_dim)
-        self.pages = torch.zeros(
-            num_sequences, self.max_pages, num_layers * layer, dtype=torch.uint8, device=device
-        )
-        addresses = [
-            [self.pages[s, p].data_ptr() for p in range(self.max_pages)]
-            for s in range(num_sequences)
-        ]
-        self.page_table = torch.tensor(addresses, dtype=torch.int64, device=device)
-        tables = [self.page_table[s].data_ptr() for s in range(num_sequences)]
-        self.tables = torch.tensor(tables, dtype=torch.int64, device=device)
-
-    def argument(self, ops: CudaOps, layer: int) -> Any:
-        """Of the compiled ops."""
-        if not 0 <= layer < self.num_layers:
-            raise ValueOutOfRangeError(f"cache: layer {layer}; there are {self.num_layers}")
-        return ops.module.Pages(
-            self.tables.data_ptr(), _DTYPES[self.dtype], self.num_kv_heads, self.head_dim, layer
-        )
-
-
-@dataclass(frozen=True)
-class AttentionWorkspace:
-    """What attention needs beside its arguments: scratch float32, and counters int32, all 0 before and after."""
-
-    scratch: Tensor
-    counters: Tensor
 
 
 class CudaOps:
@@ -542,7 +453,7 @@ class CudaOps:
         return h
 
     def _router(
-        self, call: _Call, encoded: Tensor, router: RouterWeights, gates: Tensor
+        self, call: Call, encoded: Tensor, router: RouterWeights, gates: Tensor
     ) -> tuple[Any, Tensor | None]:
         """(argument of the compiled ops, scratch to keep alive)."""
         if router.order not in _ORDERS:
@@ -578,7 +489,7 @@ class CudaOps:
 
     def _compact(
         self,
-        call: _Call,
+        call: Call,
         decisions: Decisions,
         threshold: float,
         forced: Tensor | None,
@@ -603,7 +514,7 @@ class CudaOps:
 
     def _route(
         self,
-        call: _Call,
+        call: Call,
         encoded: Tensor | None,
         router: RouterWeights,
         index: Tensor | None,
@@ -620,96 +531,10 @@ class CudaOps:
         return (argument, self._compact(call, decisions, *decide)), decisions
 
     @contextmanager
-    def _call(self, op: str, first: Tensor) -> Iterator[_Call]:
-        call = _Call(self, op, first.device)
+    def _call(self, op: str, first: Tensor) -> Iterator[Call]:
+        call = Call(self, op, first.device)
         with call.guard():
             yield call
-
-
-class _Call:
-    """Checks the tensors of one call and converts them."""
-
-    def __init__(self, ops: CudaOps, op: str, device: torch.device) -> None:
-        self.module, self.op, self.device = ops.module, op, device
-        if device.type != ops.device_type:
-            raise DtypeError(
-                f"{op}: a tensor is on {device}; wanted {ops.device_type}; move it there"
-            )
-
-    def guard(self) -> Any:
-        """Makes the tensors' device the current one."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-
-    @property
-    def stream(self) -> int:
-        """The current stream's handle."""
-        if self.device.type != "cuda":
-            return 0
-        return int(torch.cuda.current_stream(self.device).cuda_stream)
-
-    def _address(self, name: str, tensor: Tensor) -> int:
-        if tensor.device != self.device:
-            raise DtypeError(
-                f"{self.op}: {name} is on {tensor.device}, other tensors are on {self.device}; move it there"
-            )
-        if not tensor.is_contiguous():
-            raise ShapeError(
-                f"{self.op}: {name} {list(tensor.shape)} is not contiguous; call .contiguous() first"
-            )
-        return tensor.data_ptr()
-
-    def rows(
-        self,
-        name: str,
-        tensor: Tensor,
-        width: int,
-        index: Tensor | None = None,
-        live: Tensor | None = None,
-    ) -> Any:
-        """Rows of a float32 matrix."""
-        if tensor.dtype != torch.float32:
-            raise DtypeError(f"{self.op}: {name} has dtype {tensor.dtype}; wanted torch.float32")
-        if tensor.dim() != 2 or tensor.shape[1] != width:
-            raise ShapeError(f"{self.op}: {name} is {list(tensor.shape)}; wanted [rows, {width}]")
-        count = tensor.shape[0] if index is None else index.shape[0]
-        listed = self.vector(f"{name}'s index", index, count, torch.int32)
-        number = self.vector(f"{name}'s live", live, 1, torch.int32)
-        return self.module.Rows(self._address(name, tensor), count, width, listed, number)
-
-    def vector(
-        self,
-        name: str,
-        tensor: Tensor | None,
-        length: int | None,
-        dtype: torch.dtype = torch.float32,
-    ) -> int:
-        """Address of a vector; 0 for None."""
-        if tensor is None:
-            return 0
-        if tensor.dtype != dtype:
-            raise DtypeError(f"{self.op}: {name} has dtype {tensor.dtype}; wanted {dtype}")
-        if tensor.dim() != 1 or length not in (None, tensor.shape[0]):
-            wanted = "one dimension" if length is None else f"[{length}]"
-            raise ShapeError(f"{self.op}: {name} is {list(tensor.shape)}; wanted {wanted}")
-        return self._address(name, tensor)
-
-    def matrix(
-        self, name: str, tensor: Tensor, bias: Tensor | None = None, *, float_only: bool = False
-    ) -> Any:
-        """Weights [n, k]."""
-        if tensor.dtype not in _DTYPES or (float_only and tensor.dtype != torch.float32):
-            wanted = "float32" if float_only else "float32, bfloat16 or float16"
-            raise DtypeError(f"{self.op}: {name} has dtype {tensor.dtype}; wanted {wanted}")
-        if tensor.dim() != 2:
-            raise ShapeError(f"{self.op}: {name} is {list(tensor.shape)}; wanted [n, k]")
-        address = self._address(name, tensor)
-        if address % _ALIGNMENT:
-            raise ShapeError(
-                f"{self.op}: {name} begins {address % _ALIGNMENT} bytes behind a multiple of {_ALIGNMENT}; copy it "
-                "(.clone()), or slice where rows end"
-            )
-        biased = self.vector(f"{name}'s bias", bias, tensor.shape[0])
-        return self.module.Matrix(address, _DTYPES[tensor.dtype], *tensor.shape, biased)
 
 
 def cuda_ops() -> CudaOps:

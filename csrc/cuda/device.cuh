@@ -35,7 +35,6 @@ __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); 
 __device__ __forceinline__ int64_t block(int axis = 0) {
   return axis == 0 ? blockIdx.x : axis == 1 ? blockIdx.y : blockIdx.z;
 }
-__device__ __forceinline__ int64_t blocks() { return gridDim.x; }
 
 template <class T>
 __device__ __forceinline__ T* shared_memory() {
@@ -44,7 +43,6 @@ __device__ __forceinline__ T* shared_memory() {
 }
 
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
-__device__ __forceinline__ void sync_warp() { __syncwarp(); }
 // The compiler moves no load or store past this point; the processor may.
 __device__ __forceinline__ void keep_order() { asm volatile("" ::: "memory"); }
 __device__ __forceinline__ float shuffle_xor(float value, int lanes) {
@@ -129,16 +127,10 @@ __device__ __forceinline__ Float16 from_float<Float16>(float value) {
   return {dev::float_to_half_bits(value)};
 }
 
-// Sums and maxima over a warp, in an order that is always the same; every lane gets the result.
+// The sum over a warp, in an order that is always the same; every lane gets it.
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += dev::shuffle_xor(value, lanes);
-  return value;
-}
-__device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
-    value = fmaxf(value, dev::shuffle_xor(value, lanes));
   return value;
 }
 

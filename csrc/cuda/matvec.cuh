@@ -212,4 +212,10 @@ void with_rows(int64_t rows, const Body& body) {
 __device__ __forceinline__ int64_t paired_output(int64_t unit) { return unit / 8 * 16 + unit % 8; }
 constexpr int64_t paired_units(int64_t n) { return ceil_div(n, 16) * 8; }
 
+template <class T>
+__device__ __forceinline__ Pair<T> paired_rows(const PackedMatrix& w, int64_t unit) {
+  const int64_t n = paired_output(unit);
+  return {n < w.n ? weight_row<T>(w, n) : nullptr, n + 8 < w.n ? weight_row<T>(w, n + 8) : nullptr};
+}
+
 }  // namespace flexidepth::cuda

@@ -40,10 +40,8 @@ struct Outputs {
   }
 
   __device__ Pair<T> pair(int64_t unit) const {
-    const PackedMatrix& w = at(unit).weight;
-    const int64_t n = paired_output(unit);
-    return {n < w.n ? weight_row<T>(w, n) : nullptr,
-            n + 8 < w.n ? weight_row<T>(w, n + 8) : nullptr};
+    const PackedMatrix& w = at(unit).weight;  // unit changes
+    return paired_rows<T>(w, unit);
   }
 
   __device__ void store(int64_t unit, int64_t row, float ya, float yb) const {

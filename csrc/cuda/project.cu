@@ -37,18 +37,12 @@ struct Projection {
     return {weight_row<T>(w, n), weight_row<T>(w, n + args.head_dim / 2)};
   }
 
-  __device__ static Pair<T> plain_pair(const PackedMatrix& w, int64_t unit) {
-    const int64_t n = paired_output(unit);
-    return {n < w.n ? weight_row<T>(w, n) : nullptr,
-            n + 8 < w.n ? weight_row<T>(w, n + 8) : nullptr};
-  }
-
   __device__ Pair<T> pair(int64_t unit) const {
     if (unit < first_units())
-      return args.rotate_first ? rotated_pair(args.first, unit) : plain_pair(args.first, unit);
+      return args.rotate_first ? rotated_pair(args.first, unit) : paired_rows<T>(args.first, unit);
     unit -= first_units();
     if (unit < args.k.n / 2) return rotated_pair(args.k, unit);
-    return plain_pair(args.v, unit - args.k.n / 2);
+    return paired_rows<T>(args.v, unit - args.k.n / 2);
   }
 
   // Number of the batch's row that the call's row i is.

@@ -18,7 +18,7 @@ constexpr int kTileUnits = kTileWarps * 8;     // pairs of a block
 constexpr int kTileInputs = 256;               // inputs in shared memory at a time
 constexpr int kTileStride = kTileInputs + 32;  // two rows fill the banks without a conflict
 constexpr size_t kTileSharedBytes =
-    kTileRows * kTileStride * sizeof(uint16_t) + (kTileRows + kTileWarps) * sizeof(float);
+    kTileRows * kTileStride * sizeof(uint16_t) + kTileRows * sizeof(float);
 
 // The instruction needs 16-bit weights whose rows are whole groups of 32 inputs.
 template <class T>

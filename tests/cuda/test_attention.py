@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flexidepth import reference
 from flexidepth_ext.cuda_ops import PagedCache
 from flexidepth_ext.errors import DtypeError, ShapeError, UnsupportedError, ValueOutOfRangeError
 
+from ..ops.test_attention import expected
 from ..tolerances import assert_as_exact_as_torch
 from .conftest import DTYPES
 
@@ -28,16 +28,6 @@ def filled(ops, dtype, lengths, kv_heads, dim, layers=2):
         ops.kv_append(cache, k, v, torch.arange(tokens), sequences, layer=1)
         parts.append([t.to(dtype).float().view(tokens, kv_heads, dim) for t in (k, v)])
     return cache, parts
-
-
-def expected(q, k, v, positions, heads, window, dtype):
-    tokens, _, dim = k.shape
-    mask = reference.attention_mask(positions, torch.arange(tokens), window or None)
-    per_head = q.view(len(q), heads, dim).transpose(0, 1).to(dtype)
-    out = reference.attention(
-        per_head, k.transpose(0, 1).to(dtype), v.transpose(0, 1).to(dtype), mask
-    )
-    return out.transpose(0, 1).reshape(len(q), -1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -51,10 +51,10 @@ def test_linear_accumulates_listed_rows_and_leaves_the_others(ops, rows, dtype):
     out = ops.linear(x, w, index=index, live=live, out=start.clone(), scale=scale)
     taken = index[:-1].long()
     wanted = start.clone()
-    wanted[taken] += scale[:-1, None] * F.linear(x[taken].to(dtype).float(), w.float())
-    torch.testing.assert_close(
-        out, wanted, rtol=2e-2 if dtype != torch.float32 else 1e-5, atol=2e-1
-    )
+    # Tensor cores take the inputs in the weights' type.
+    given = x[taken].to(dtype).float() if rows > 8 else x[taken]
+    wanted[taken] += scale[:-1, None] * F.linear(given, w.float())
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-4)
     others = [i for i in range(30) if i not in taken.tolist()]
     assert torch.equal(out[others], start[others])
 

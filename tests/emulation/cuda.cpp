@@ -291,7 +291,6 @@ int thread_index() { return grid->running; }
 int64_t block_index(int axis) {
   return axis == 0 ? grid->block.x : axis == 1 ? grid->block.y : grid->block.z;
 }
-int64_t grid_size() { return grid->size.x; }
 unsigned char* shared_memory() { return shared; }
 
 void block_barrier(Place place) {

@@ -46,7 +46,6 @@ void set_order(Order order, uint32_t seed);
 // The running thread's place in the grid.
 int thread_index();
 int64_t block_index(int axis);
-int64_t grid_size();
 unsigned char* shared_memory();
 
 void block_barrier(Place place);
@@ -72,7 +71,6 @@ using emulation::Place;
 
 inline int thread() { return emulation::thread_index(); }
 inline int64_t block(int axis = 0) { return emulation::block_index(axis); }
-inline int64_t blocks() { return emulation::grid_size(); }
 
 template <class T>
 T* shared_memory() {
@@ -80,9 +78,6 @@ T* shared_memory() {
 }
 
 inline void sync_block(Place place = Place::current()) { emulation::block_barrier(place); }
-inline void sync_warp(Place place = Place::current()) {
-  emulation::warp_step(nullptr, [](void* const*) {}, place);
-}
 
 inline void keep_order() {}
 float shuffle_xor(float value, int lanes, Place place = Place::current());
