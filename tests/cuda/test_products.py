@@ -119,6 +119,22 @@ def test_the_best_of_equal_logits_is_the_first_and_negative_ones_count_too(ops):
     assert (logits < 0).all() and best.tolist() == [7]
 
 
+def test_what_the_keys_of_the_best_held_before_does_not_matter(ops):
+    h, w, norm = torch.randn(1, 8), torch.randn(20, 8), torch.ones(8)
+    logits, best = torch.empty(1, 20), torch.full((1,), -1)  # the largest key there is
+    module = ops.module
+    module.lm_head(
+        0,
+        module.Rows(h.data_ptr(), 1, 8),
+        norm.data_ptr(),
+        1e-5,
+        module.Matrix(w.data_ptr(), 0, 20, 8),
+        logits.data_ptr(),
+        best.data_ptr(),
+    )
+    assert (~best & 0xFFFFFFFF).tolist() == logits.argmax(1).tolist()
+
+
 def test_wrong_tensors_are_named(ops):
     x, w = torch.randn(2, 8), torch.randn(4, 8)
     with pytest.raises(DtypeError, match=r"x has dtype torch\.float64; wanted torch\.float32"):
