@@ -98,14 +98,15 @@ def markdown(report: Report) -> str:
             "",
             f"## {name}, bfloat16",
             "",
-            "| op | | rows | us | ± | MB | GB/s | of copy | target | met |",
-            "|---|---|--:|--:|--:|--:|--:|--:|---|---|",
+            "| op | | rows | us | ± | MB | GB/s | of copy | TFLOP/s | target | met |",
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|---|---|",
         ]
         for r in rows:
+            flops = "" if r.teraflops is None else f"{r.teraflops:.1f}"
             met = {True: "yes", False: "no", None: ""}[r.met]
             lines.append(
                 f"| {r.op} | {r.what} | {r.rows} | {r.microseconds:.1f} | {r.deviation:.1f} | {r.megabytes:.1f} "
-                f"| {r.gigabytes_per_second:.0f} | {r.share:.0%} | {r.target} | {met} |"
+                f"| {r.gigabytes_per_second:.0f} | {r.share:.0%} | {flops} | {r.target} | {met} |"
             )
     lines += [
         "",

@@ -199,12 +199,14 @@ class CudaOps:
         sliding_window: int = 0,
         scale: float | None = None,
         workspace: AttentionWorkspace | None = None,
+        prompt: bool = False,
     ) -> Tensor:
         """Causal attention of q [rows, heads * head_dim], each row from its own position.
 
         positions: int64, sequences: int32; row i has number index[i] of them. live: int32 [1], how many rows there
         are, the others' results are 0. scale: None = 1 / sqrt(head_dim). workspace: of attention_workspace, None =
-        made for this call.
+        made for this call. prompt: many rows of a sequence; a bfloat16 or float16 cache then goes through the tensor
+        cores, 64 rows of a sequence at a time, with queries and weights rounded to its type.
         """
         with self._call("attention", q) as call:
             width, rows = num_heads * cache.head_dim, q.shape[0]
@@ -213,15 +215,18 @@ class CudaOps:
                     f"attention: {num_heads} heads for {cache.num_kv_heads} KV heads; wanted a multiple"
                 )
             out = torch.empty_like(q) if live is None else torch.zeros_like(q)
-            room = workspace or self.attention_workspace(rows, num_heads, cache)
-            needed = self.module.attention_scratch_floats(
-                rows, num_heads, cache.head_dim, cache.max_pages
-            )
-            if room.scratch.numel() < needed:
-                raise ShapeError(
-                    f"attention: the workspace has {room.scratch.numel()} floats, {rows} rows need {needed}; make it "
-                    "for as many rows"
+            scratch = counters = 0
+            if not (prompt and cache.dtype.itemsize == 2):
+                room = workspace or self.attention_workspace(rows, num_heads, cache)
+                needed = self.module.attention_scratch_floats(
+                    rows, num_heads, cache.head_dim, cache.max_pages
                 )
+                if room.scratch.numel() < needed:
+                    raise ShapeError(
+                        f"attention: the workspace has {room.scratch.numel()} floats, {rows} rows need {needed}; "
+                        "make it for as many rows"
+                    )
+                scratch, counters = room.scratch.data_ptr(), room.counters.data_ptr()
             self.module.attention(
                 call.stream,
                 cache.argument(self, layer),
@@ -232,9 +237,10 @@ class CudaOps:
                 call.vector("index", index, rows, torch.int32),
                 sliding_window,
                 cache.head_dim**-0.5 if scale is None else scale,
-                room.scratch.data_ptr(),
+                scratch,
                 cache.max_pages,
-                room.counters.data_ptr(),
+                counters,
+                prompt,
             )
         return out
 

@@ -58,7 +58,8 @@ class Target:
 @dataclass(frozen=True)
 class OpCase:
     """make() gives one copy of the op's weights and a function that runs it; copies are run in turn, so that none is
-    found in a cache. nbytes: read from memory by a run that finds nothing in a cache."""
+    found in a cache. nbytes: read from memory by a run that finds nothing in a cache. flops: of the tensor cores, where
+    they are what it waits for."""
 
     op: str
     what: str
@@ -66,6 +67,7 @@ class OpCase:
     nbytes: float
     make: Callable[[], Callable[[], object]]
     target: Target | None = None
+    flops: float = 0.0
 
 
 def op_cases(
@@ -131,6 +133,7 @@ def op_cases(
         yield _head(ops, shape, matrix, activations, device, count, size)
         yield _router_and_kv(ops, shape, dtype, matrix, activations, device, count, size)
         yield _attention(ops, shape, dtype, activations, device, count, size)
+    yield _prompt_attention(ops, shape, dtype, activations, device, size)
     yield _compaction(ops, device)
 
 
@@ -238,6 +241,34 @@ def _attention(
     nbytes = 2.0 * rows * shape.context * shape.kv_heads * shape.head_dim * size
     target = Target(0.75) if rows == 1 else None
     return OpCase("attention", f"context {shape.context}", rows, nbytes, make, target)
+
+
+def _prompt_attention(
+    ops: CudaOps,
+    shape: Shape,
+    dtype: torch.dtype,
+    activations: Callable[[int, int], Tensor],
+    device: str,
+    size: int,
+) -> OpCase:
+    """Every second token of a prompt runs the layer."""
+    tokens = min(2048, shape.context)
+    rows = tokens // 2
+
+    def make() -> Callable[[], object]:
+        cache = PagedCache(ops, dtype, 1, shape.kv_heads, shape.head_dim, tokens, 1, device=device)
+        cache.pages.zero_()
+        q = activations(rows, shape.heads * shape.head_dim)
+        positions = torch.arange(tokens, device=device)
+        sequences = torch.zeros(tokens, dtype=torch.int32, device=device)
+        index = torch.arange(0, tokens, 2, dtype=torch.int32, device=device)
+        return lambda: ops.attention(
+            q, cache, positions, sequences, shape.heads, index=index, prompt=True
+        )
+
+    nbytes = 2.0 * tokens * shape.kv_heads * shape.head_dim * size
+    flops = 4.0 * rows * tokens / 2 * shape.heads * shape.head_dim
+    return OpCase("attention", f"of {tokens} tokens", rows, nbytes, make, flops=flops)
 
 
 def _compaction(ops: CudaOps, device: str, rows: int = 4096) -> OpCase:

@@ -35,6 +35,7 @@ class OpRow:
     share: float
     target: str
     met: bool | None
+    teraflops: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -64,6 +65,7 @@ def time_case(case: OpCase, bandwidth: float, measure: Measure) -> OpRow:
         case.nbytes / median / bandwidth,
         "" if case.target is None else str(case.target),
         met,
+        case.flops / median / 1e12 if case.flops else None,
     )
 
 

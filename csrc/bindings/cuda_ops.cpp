@@ -166,11 +166,11 @@ void kv_append(Address stream, const PagesArg& pages, const RowsArg& k, const Ro
 
 void attention(Address stream, const PagesArg& pages, const RowsArg& q, const RowsArg& out,
                Address positions, Address sequences, Address index, int64_t sliding_window,
-               float scale, Address scratch, int64_t max_pages, Address counters) {
+               float scale, Address scratch, int64_t max_pages, Address counters, bool prompt) {
   cuda::attention(
       {pages.get(), q.read(), out.write(), q.width / pages.head_dim, at<const int64_t>(positions),
        at<const int32_t>(sequences), at<const int32_t>(index), sliding_window, scale,
-       at<float>(scratch), max_pages, at<int32_t>(counters)},
+       at<float>(scratch), max_pages, at<int32_t>(counters), prompt},
       on(stream));
 }
 
@@ -268,7 +268,7 @@ void register_cuda_ops(py::module_& m) {
   m.def("attention", &attention, Release(), py::arg("stream"), py::arg("pages"), py::arg("q"),
         py::arg("out"), py::arg("positions"), py::arg("sequences"), py::arg("index"),
         py::arg("sliding_window"), py::arg("scale"), py::arg("scratch"), py::arg("max_pages"),
-        py::arg("counters"));
+        py::arg("counters"), py::arg("prompt"));
   m.def("feed_forward", &mlp<cuda::feed_forward>, Release(), py::arg("stream"), py::arg("y"),
         py::arg("h"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("scale"),
         py::arg("activation"), py::arg("norm"), py::arg("eps"));

@@ -1,4 +1,5 @@
 #include "core/check.h"
+#include "cuda/attention_tiles.cuh"
 #include "cuda/kv_cache.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/rows.cuh"
@@ -225,6 +226,13 @@ void run(const AttentionArgs& args, const Context& context) {
               kThreads, floats * sizeof(float), context, args);
 }
 
+template <class T, int D>
+void run_tiles(const AttentionArgs& args, const Context& context) {
+  dev::launch("attention", attention_tiles_kernel<T, D>,
+              grid_of(ceil_div(args.q.count, kQueryRows), args.num_heads), kAttentionTileThreads,
+              QueryTile<T, D>::kSharedBytes, context, args);
+}
+
 }  // namespace
 
 size_t attention_scratch_floats(int64_t rows, int64_t num_heads, int64_t head_dim,
@@ -243,6 +251,11 @@ void attention(const AttentionArgs& args, const Context& context) {
         "attention: head_dim is ", layout.head_dim, "; wanted a multiple of 8 up to 128");
   with_type(layout.dtype, [&](auto type) {
     using T = decltype(type);
+    if constexpr (sizeof(T) == 2) {
+      if (args.prompt)
+        return layout.head_dim <= 64 ? run_tiles<T, 64>(args, context)
+                                     : run_tiles<T, 128>(args, context);
+    }
     layout.head_dim <= 64 ? run<T, 8>(args, context) : run<T, 16>(args, context);
   });
 }

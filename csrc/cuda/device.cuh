@@ -83,6 +83,28 @@ __device__ __forceinline__ void fetch_max(uint64_t* at, uint64_t value) {
 // What this thread wrote is seen by other blocks before what it writes next.
 __device__ __forceinline__ void fence() { __threadfence(); }
 
+// Two values, rounded to nearest even, `low` in the lower half.
+__device__ __forceinline__ uint32_t pack(float low, float high, BFloat16) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+__device__ __forceinline__ uint32_t pack(float low, float high, Float16) {
+  uint32_t bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
+// Four matrices of 8 x 8 values of 16 bits from shared memory, transposed: lane i names row i % 8
+// of matrix i / 8; the lane gets a fragment of each as mma takes it for b.
+__device__ __forceinline__ void load_transposed(uint32_t (&out)[4], const void* row) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(at)
+               : "memory");
+}
+
 // c += a b^T with a [16, 16] and b [8, 16], fragments as PTX defines them for mma.m16n8k16.
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                     BFloat16) {

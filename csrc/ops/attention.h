@@ -27,6 +27,9 @@ struct AttentionArgs {
   // after (attention_counters()).
   int64_t max_pages = 0;
   int32_t* counters = nullptr;
+  // CUDA: many rows of a sequence, as in a prompt. 16-bit caches then go through the tensor cores,
+  // 64 rows at a time, and scratch and counters are not used.
+  bool prompt = false;
 
   int64_t position(int64_t row) const { return positions[index == nullptr ? row : index[row]]; }
   int32_t sequence(int64_t row) const { return sequences[index == nullptr ? row : index[row]]; }

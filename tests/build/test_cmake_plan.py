@@ -35,6 +35,8 @@ set(FLEXIDEPTH_CUDA OFF)
 include(${CUDA_PLAN_FILE})
 flexidepth_cuda_archs(${NVCC_FAKE} archs)
 message(STATUS "archs: ${archs}")
+flexidepth_cuda_code("${archs}" code)
+message(STATUS "code: ${code}")
 """
 
 
@@ -184,3 +186,34 @@ def test_architectures_are_the_asked_then_the_local_then_the_common_ones(
     defines = [f"-DNVCC_FAKE={nvcc}", f"-DNVIDIA_SMI={smi}", f"-DFLEXIDEPTH_CUDA_ARCHS={asked}"]
     result = _plan(tmp_path, ARCHS_PROJECT, *defines)
     assert f"archs: {archs}\n" in result.stdout, result.stderr
+
+
+def _code(family: int, *made: str) -> list[str]:
+    return [f"-gencode=arch=compute_{family},code={name}" for name in made]
+
+
+@pytest.mark.parametrize(
+    ("archs", "code"),
+    [
+        (
+            "80-real;89-real;90-real;120",
+            [*_code(80, "sm_80", "sm_89"), *_code(90, "sm_90", "sm_120", "compute_90")],
+        ),
+        ("75", _code(75, "sm_75", "compute_75")),
+        (
+            "100a-real;90-virtual",
+            ["-gencode=arch=compute_100a,code=sm_100a", *_code(90, "compute_90")],
+        ),
+    ],
+)
+def test_devices_of_a_family_share_a_translation(
+    tmp_path: Path, archs: str, code: list[str]
+) -> None:
+    result = _plan(tmp_path, ARCHS_PROJECT, f"-DFLEXIDEPTH_CUDA_ARCHS={archs}")
+    assert f"code: {';'.join(code)}\n" in result.stdout, result.stderr
+
+
+def test_an_architecture_that_is_no_number_is_named(tmp_path: Path) -> None:
+    result = _plan(tmp_path, ARCHS_PROJECT, "-DFLEXIDEPTH_CUDA_ARCHS=90;hopper")
+    assert result.returncode != 0
+    assert "has 'hopper'; wanted numbers as in 80-real;90" in " ".join(result.stderr.split())

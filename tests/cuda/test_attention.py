@@ -80,6 +80,65 @@ def test_rows_of_several_sequences_and_alone_have_the_same_bits(ops, dtype):
         torch.testing.assert_close(whole[own], want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(3, 1, 64), (2, 2, 80), (2, 1, 96), (2, 1, 128), (2, 1, 8)]
+)
+@pytest.mark.parametrize("rows", [1, 63, 70])
+def test_a_prompt(ops, dtype, heads, kv_heads, dim, rows):
+    cache, ((k, v),) = filled(ops, dtype, [260], kv_heads, dim)
+    q, positions = torch.randn(rows, heads * dim), torch.arange(260 - rows, 260)
+    sequences = torch.zeros(rows, dtype=torch.int32)
+    got = ops.attention(q, cache, positions, sequences, heads, layer=1, prompt=True)
+    exact = expected(q, k, v, positions, heads, 0, torch.float64)
+    assert_as_exact_as_torch(got, expected(q, k, v, positions, heads, 0, dtype), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 1, 100, 300])
+def test_a_prompt_of_gathered_queries(ops, dtype, window):
+    cache, ((k, v),) = filled(ops, dtype, [600], 1, 16)
+    rows = torch.sort(torch.randperm(600)[:90]).values.int()
+    q, live = torch.randn(90, 2 * 16), torch.tensor([80], dtype=torch.int32)
+    positions, sequences = torch.arange(600), torch.zeros(600, dtype=torch.int32)
+    got = ops.attention(
+        q,
+        cache,
+        positions,
+        sequences,
+        2,
+        index=rows,
+        live=live,
+        layer=1,
+        sliding_window=window,
+        prompt=True,
+    )
+    asked = positions[rows.long()]
+    exact = expected(q, k, v, asked, 2, window, torch.float64)
+    same = expected(q, k, v, asked, 2, window, dtype)
+    assert_as_exact_as_torch(got[:80], same[:80], exact[:80])
+    assert torch.equal(got[80:], torch.zeros(10, 32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prompts_of_several_sequences_and_alone_have_the_same_bits(ops, dtype):
+    cache, parts = filled(ops, dtype, [30, 70, 300], 1, 24)
+    positions = torch.cat([torch.arange(30), torch.arange(70), torch.arange(290, 300)])
+    sequences = torch.tensor([0] * 30 + [1] * 70 + [2] * 10, dtype=torch.int32)
+    q = torch.randn(110, 2 * 24)
+    whole = ops.attention(q, cache, positions, sequences, 2, layer=1, prompt=True)
+    for s, (k, v) in enumerate(parts):
+        own = sequences == s
+        alone = ops.attention(
+            q[own].contiguous(), cache, positions[own], sequences[own], 2, layer=1, prompt=True
+        )
+        assert torch.equal(alone, whole[own])
+        exact = expected(q[own], k, v, positions[own], 2, 0, torch.float64)
+        assert_as_exact_as_torch(
+            whole[own], expected(q[own], k, v, positions[own], 2, 0, dtype), exact
+        )
+
+
 def test_counters_are_left_as_they_were(ops):
     """A second call with several pages would hang or read too early otherwise."""
     cache, _ = filled(ops, torch.float32, [520], 1, 8)
@@ -112,6 +171,7 @@ def test_counters_are_left_as_they_were(ops):
             scratch.data_ptr(),
             cache.max_pages,
             counters.data_ptr(),
+            False,
         )
         assert counters.item() == 0 and torch.equal(out, results[0])
 

@@ -41,7 +41,7 @@ def test_every_case_runs(ops):
     found = {(one.op, one.rows) for one in cases}
     for op in ("linear", "feed_forward", "adapter", "lm_head", "project", "attention"):
         assert {(op, 1), (op, 9)} <= found
-    assert {("compact", 4096), ("router_gate", 1)} <= found
+    assert {("compact", 4096), ("router_gate", 1), ("attention", 150)} <= found
 
 
 def test_the_targets_of_the_large_model():
@@ -99,7 +99,7 @@ def test_the_report_names_device_steps_and_missed_targets():
     assert "# CUDA kernels on H100" in text and "3000 GB/s" in text and "commit abc" in text
     assert "| build | ok | 1 | fine |" in text and "| memcheck | left out | 0 | not found |" in text
     assert (
-        "| linear | [2, 3] | 1 | 50.0 | 0.0 | 100.0 | 2000 | 67% | >= 90% of copy bandwidth | no |"
+        "| linear | [2, 3] | 1 | 50.0 | 0.0 | 100.0 | 2000 | 67% |  | >= 90% of copy bandwidth | no |"
         in text
     )
     assert report.ok and json.loads(json.dumps(report.to_dict()))["rows"]["M"][0]["met"] is False

@@ -104,6 +104,9 @@ inline void fetch_add(uint64_t* at, uint64_t value) { *at += value; }
 inline void fetch_max(uint64_t* at, uint64_t value) { *at = *at < value ? value : *at; }
 inline void fence() {}
 
+uint32_t pack(float low, float high, BFloat16);
+uint32_t pack(float low, float high, Float16);
+void load_transposed(uint32_t (&out)[4], const void* row, Place place = Place::current());
 void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16,
          Place place = Place::current());
 void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Float16,
