@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .errors import DtypeError, ShapeError
+from .model_shape import DTYPES
 
 if TYPE_CHECKING:
     from .cuda_ops import CudaOps
 
-DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ALIGNMENT = 16  # bytes: what one load brings
 
 

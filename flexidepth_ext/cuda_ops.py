@@ -17,6 +17,7 @@ from torch import Tensor
 from .cuda_call import Call
 from .cuda_tensors import AttentionWorkspace, Decisions, PagedCache, RouterWeights
 from .errors import DtypeError, ShapeError, ValueOutOfRangeError
+from .model_shape import ORDERS
 
 __all__ = [
     "AttentionWorkspace",
@@ -27,7 +28,6 @@ __all__ = [
     "cuda_ops",
 ]
 
-_ORDERS: dict[str, int] = {"norm_tanh": 0, "tanh_norm": 1}
 MAX_ROUTE_ROWS = 8
 
 
@@ -311,9 +311,10 @@ class CudaOps:
     ) -> tuple[Tensor | None, Decisions | None]:
         """RMSNorm of h [rows, d] and up to three products with it; see csrc/ops/project.h.
 
-        first [n, d] gives a result [rows, n], rotated with `rotate_first`; k and v go, k rotated, into `cache` at
-        positions and sequences. With `encoded` [rows, d_r] and `router` the rows that run are found on the way (8
-        rows at most, folded router), and only they are projected by `first`, in their order.
+        first [n, d] gives a result [rows, n], rotated with `rotate_first`; not rotated, as the router's, it may be
+        float32 beside k and v of another type. These go, k rotated, into `cache` at positions and sequences. With
+        `encoded` [rows, d_r] and `router` the rows that run are found on the way (8 rows at most, folded router), and
+        only they are projected by `first`, in their order.
 
         Returns:
             What `first` gives, 0 for rows that are not there, and the decisions; None for what was not asked.
@@ -324,9 +325,12 @@ class CudaOps:
             matrices = [t for t in (first, k, v) if t is not None]
             if not matrices or (k is None) != (v is None) or (k is None) != (cache is None):
                 raise ShapeError("project: give first, or k, v and their cache, or all of them")
-            if any(t.dtype != matrices[0].dtype for t in matrices):
+            types = [t.dtype for t in matrices]
+            code = first is not None and first.dtype == torch.float32 and not rotate_first
+            if len(set(types[1:] if code else types)) > 1:
                 raise DtypeError(
-                    f"project: matrices of {', '.join(str(t.dtype) for t in matrices)}; wanted one type"
+                    f"project: matrices of {', '.join(map(str, types))}; wanted one type (but the router's, which "
+                    "may be float32)"
                 )
             if any(t.shape[-1] != width for t in matrices):
                 raise ShapeError(
@@ -462,9 +466,9 @@ class CudaOps:
         self, call: Call, encoded: Tensor, router: RouterWeights, gates: Tensor
     ) -> tuple[Any, Tensor | None]:
         """(argument of the compiled ops, scratch to keep alive)."""
-        if router.order not in _ORDERS:
+        if router.order not in ORDERS:
             raise ValueOutOfRangeError(
-                f"{call.op}: order {router.order!r}; wanted {' or '.join(_ORDERS)}"
+                f"{call.op}: order {router.order!r}; wanted {' or '.join(ORDERS)}"
             )
         strict = router.folded is None
         if strict and (router.dec is None or router.head is None):
@@ -489,7 +493,7 @@ class CudaOps:
             else call.matrix("dec", router.dec, float_only=True),
             router.bias,
             router.eps,
-            _ORDERS[router.order],
+            ORDERS[router.order],
         )
         return argument, decoded
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .cuda_call import DTYPES
 from .errors import DtypeError, UnsupportedError, ValueOutOfRangeError
+from .model_shape import DTYPES
 
 if TYPE_CHECKING:
     from .cuda_ops import CudaOps

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import _C
-from .errors import DtypeError, EngineClosedError, ShapeError, ValueOutOfRangeError
+from .errors import DtypeError, EngineClosedError, ValueOutOfRangeError
+from .forward_arguments import ROUTING, Routing, check_forward, check_sampling
+from .model_shape import DTYPES, shape_of
 
 if TYPE_CHECKING:
     from flexidepth.config import FlexiDepthConfig
-
-Routing = Literal["router", "forced", "forced_hard", "dense"]
-
-_ROUTING: dict[str, int] = {"router": 0, "forced": 1, "forced_hard": 2, "dense": 3}
-_DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ORDERS: dict[str, int] = {"norm_tanh": 0, "tanh_norm": 1}
 
 
 @dataclass(frozen=True)
@@ -112,14 +107,16 @@ class Engine:
         self.max_rows = max_rows
         self.vocab_size = int(config.vocab_size)
         self.num_routed = len(config.routing_layers)
-        self._native = _C.Engine(_shape(config, dtype, strict_router), threads, max_rows, isa or "")
+        self._native = _C.Engine(
+            shape_of(config, dtype, strict_router), threads, max_rows, isa or ""
+        )
         for name, tensor in weights:
             self._set_weight(name, tensor)
         self._native.finish_loading()
         self._logits = torch.empty(0, self.vocab_size)
 
     def _set_weight(self, name: str, tensor: Tensor) -> None:
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             raise DtypeError(
                 f"engine: {name} has dtype {tensor.dtype}; float32, bfloat16 or float16 weights are supported"
             )
@@ -128,7 +125,7 @@ class Engine:
             source = source.reshape(-1)
         rows = source.shape[0]
         columns = source.shape[1] if source.dim() == 2 else 1
-        self._native.set_weight(name, source.data_ptr(), _DTYPES[source.dtype], rows, columns)
+        self._native.set_weight(name, source.data_ptr(), DTYPES[source.dtype], rows, columns)
 
     @property
     def num_threads(self) -> int:
@@ -186,28 +183,10 @@ class Engine:
             ValueOutOfRangeError: token id outside the vocabulary, cache full, too many rows.
             EngineBusyError: another thread is inside. EngineClosedError: after close().
         """
-        _expect(token_ids, torch.int32, 1, "token_ids")
         rows = token_ids.shape[0]
-        if mask is not None:
-            _expect(mask, torch.uint8, 2, "mask")
-            if tuple(mask.shape) != (rows, self.num_routed):
-                raise ShapeError(
-                    f"engine: mask is {list(mask.shape)}; wanted [{rows}, {self.num_routed}] (rows, routed layers)"
-                )
-        if thresholds is not None:
-            _expect(thresholds, torch.float32, 1, "thresholds")
-            if thresholds.shape[0] != self.num_routed:
-                raise ShapeError(
-                    f"engine: {thresholds.shape[0]} thresholds; this model routes {self.num_routed} layers"
-                )
-        if routing not in _ROUTING:
-            raise ValueOutOfRangeError(
-                f"engine: routing {routing!r}; wanted one of {', '.join(_ROUTING)}"
-            )
-        if logits_rows is None:
-            ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32)
-            logits_rows = ends - 1
-        _expect(logits_rows, torch.int32, 1, "logits_rows")
+        logits_rows = check_forward(
+            token_ids, counts, routing, mask, thresholds, logits_rows, self.num_routed
+        )
         num_logits = logits_rows.shape[0]
         if self._logits.shape[0] < num_logits:
             self._logits = torch.empty(num_logits, self.vocab_size)
@@ -218,7 +197,7 @@ class Engine:
             counts,
             [cache._native for cache in caches],
             rows,
-            _ROUTING[routing],
+            ROUTING[routing],
             0 if mask is None else mask.data_ptr(),
             0 if thresholds is None else thresholds.data_ptr(),
             logits_rows.data_ptr(),
@@ -254,21 +233,8 @@ class Engine:
         """
         if self.closed:
             raise EngineClosedError("engine: sample after close()")
-        _expect(logits, torch.float32, 2, "logits")
+        check_sampling(logits, temperature, top_k, top_p, min_p, seeds, positions)
         rows, vocab = logits.shape
-        for name, tensor in (("seeds", seeds), ("positions", positions)):
-            _expect(tensor, torch.int64, 1, name)
-            if tensor.shape[0] != rows:
-                raise ShapeError(f"engine: {tensor.shape[0]} {name} for {rows} rows of logits")
-        if not (temperature >= 0 and math.isfinite(temperature)):
-            raise ValueOutOfRangeError(
-                f"sample: temperature is {temperature}; it must be 0 or more"
-            )
-        if top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
-            raise ValueOutOfRangeError(
-                f"sample: top_k {top_k}, top_p {top_p}, min_p {min_p}; wanted top_k >= 0, 0 < top_p <= 1, "
-                "0 <= min_p <= 1"
-            )
         tokens = torch.empty(rows, dtype=torch.int32)
         logprobs = torch.empty(rows)
         self._native.sample(
@@ -291,42 +257,3 @@ class Engine:
         if not self.closed:
             self._native.close()
             self._logits = torch.empty(0, self.vocab_size)
-
-
-def _expect(tensor: Tensor, dtype: torch.dtype, dim: int, name: str) -> None:
-    if tensor.dtype != dtype:
-        raise DtypeError(f"engine: {name} has dtype {tensor.dtype}; wanted {dtype}")
-    if tensor.dim() != dim or not tensor.is_contiguous():
-        raise ShapeError(
-            f"engine: {name} is {list(tensor.shape)}; wanted a contiguous tensor with {dim} dimensions"
-        )
-    if tensor.device.type != "cpu":
-        raise DtypeError(f"engine: {name} lies on {tensor.device}; this engine computes on the CPU")
-
-
-def _shape(config: FlexiDepthConfig, dtype: torch.dtype, strict_router: bool) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_layers": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "num_kv_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "sliding_window": config.sliding_window or 0,
-        "router_dim": config.router_dim,
-        "adapter_dim": config.adapter_dim,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tied_embeddings": config.tie_word_embeddings,
-        "qkv_bias": config.qkv_bias or config.attention_bias,
-        "output_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        "router_bias": config.router_bias,
-        "straight_through": config.gate == "straight_through",
-        "strict_router": strict_router,
-        "router_order": _ORDERS[config.router_order],
-        "dtype": _DTYPES[dtype],
-        "routing_layers": list(config.routing_layers),
-        "thresholds": [float(t) for t in config.router_thresholds],
-        "inv_freq": config.rope_inv_freq(),
-    }

@@ -35,6 +35,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Compiled CUDA ops of flexidepth; use flexidepth_ext.cuda_ops.";
   flexidepth::bindings::register_errors(m);
   flexidepth::bindings::register_cuda_ops(m);
+  flexidepth::bindings::register_cuda_engine(m);
   m.attr("archs") = FD_CUDA_ARCHS;
   m.def("find_devices", &find_devices, "Driver, runtime and the devices that this process sees.");
 }

@@ -11,5 +11,6 @@ void register_ops(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
 // Of the module _cuda.
 void register_cuda_ops(pybind11::module_& m);
+void register_cuda_engine(pybind11::module_& m);
 
 }  // namespace flexidepth::bindings

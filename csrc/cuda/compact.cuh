@@ -7,7 +7,8 @@
 namespace flexidepth::cuda {
 
 __device__ __forceinline__ bool row_runs(const CompactArgs& args, int64_t i, float gate) {
-  return args.forced != nullptr ? args.forced[i * args.forced_stride] != 0 : gate > args.threshold;
+  if (args.forced != nullptr) return args.forced[i * args.forced_stride] != 0;
+  return gate > (args.threshold_at == nullptr ? args.threshold : *args.threshold_at);
 }
 
 // Row i is the place-th of those that run, or of those that skip.

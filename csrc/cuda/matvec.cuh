@@ -116,10 +116,10 @@ __device__ __forceinline__ void load_weights(const T* row, int64_t at, int64_t k
 }
 
 // P pairs of a warp and rows [begin, begin + count), at most M; row_at(m) says where the m-th one
-// is.
+// is. block: which of those that share the units.
 template <class T, int M, int P, class Op, class RowAt>
 __device__ void matvec(const Input& in, int64_t begin, int64_t count, const RowAt& row_at,
-                       const Op& op, float* shared) {
+                       const Op& op, float* shared, int64_t block) {
   const int lane = dev::thread() % kWarp, warp = dev::thread() / kWarp;
   const int64_t chunk = matvec_chunk<M>(in.k);
   auto& of = *reinterpret_cast<RowsOf<M>*>(shared + M * chunk);
@@ -134,7 +134,7 @@ __device__ void matvec(const Input& in, int64_t begin, int64_t count, const RowA
     }
     dev::sync_block();
   }
-  const int64_t first = (dev::block() * kMatvecWarps + warp) * P;
+  const int64_t first = (block * kMatvecWarps + warp) * P;
   Pair<T> pairs[P];
 #pragma unroll
   for (int p = 0; p < P; ++p)

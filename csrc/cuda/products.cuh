@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
   const int64_t begin = dev::block(1) * M, live = live_rows(in.x);
   if (begin >= live) return;  // the whole block: nothing runs
   const auto row_at = [&](int m) { return row_of(in.x, begin + m); };
-  matvec<T, M, matvec_pairs(M)>(in, begin, live - begin, row_at, op, dev::shared_memory<float>());
+  matvec<T, M, matvec_pairs(M)>(in, begin, live - begin, row_at, op, dev::shared_memory<float>(),
+                                dev::block());
 }
 
 template <class T, class Op>

@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
   decide(route, decisions);
   if (decisions.run == 0) return;
   const auto row_at = [&](int m) { return in.x.base + decisions.list[m] * in.x.stride; };
-  matvec<T, M, matvec_pairs(M)>(in, 0, decisions.run, row_at, op, shared);
+  matvec<T, M, matvec_pairs(M)>(in, 0, decisions.run, row_at, op, shared, dev::block());
 }
 
 template <class T>
@@ -165,6 +165,47 @@ void run_routed(const ProjectArgs& args, const Input& in, int64_t units, const C
   });
 }
 
+// The router's code out of a float32 matrix, keys and values out of another type's: the first
+// `code_blocks` blocks take the former, the others the latter.
+template <class T, int M>
+__global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
+    mixed_kernel(const Input in, const Projection<float> code, const Projection<T> cached,
+                 const int64_t code_blocks) {
+  const int64_t begin = dev::block(1) * M, live = live_rows(in.x);
+  if (begin >= live) return;
+  const auto row_at = [&](int m) { return row_of(in.x, begin + m); };
+  constexpr int kPairs = matvec_pairs(M);
+  auto* shared = dev::shared_memory<float>();
+  if (dev::block() < code_blocks) {
+    matvec<float, M, kPairs>(in, begin, live - begin, row_at, code, shared, dev::block());
+  } else {
+    matvec<T, M, kPairs>(in, begin, live - begin, row_at, cached, shared,
+                         dev::block() - code_blocks);
+  }
+}
+
+template <class T>
+void run_mixed(const ProjectArgs& args, const Input& in, const Context& context) {
+  Projection<float> code{args, -1};
+  code.args.k.n = code.args.v.n = 0;
+  Projection<T> cached{args, -1};
+  cached.args.first.n = 0;
+  const int64_t code_units = paired_units(args.first.n);
+  const int64_t cached_units = args.k.n / 2 + paired_units(args.v.n);
+  if (args.h.count > kMatvecRows) {
+    run_product<float>("project", in, code, code_units, context);
+    run_product<T>("project", in, cached, cached_units, context);
+    return;
+  }
+  with_rows<T>(args.h.count, [&](auto rows) {
+    constexpr int kRows = decltype(rows)::value;
+    const int64_t code_blocks = matvec_blocks(code_units, matvec_pairs(kRows));
+    const int64_t blocks = code_blocks + matvec_blocks(cached_units, matvec_pairs(kRows));
+    dev::launch("project", mixed_kernel<T, kRows>, grid_of(blocks), kMatvecThreads,
+                matvec_shared_bytes<kRows>(in.k), context, in, code, cached, code_blocks);
+  });
+}
+
 }  // namespace
 
 void project(const ProjectArgs& args, const Context& context) {
@@ -173,9 +214,17 @@ void project(const ProjectArgs& args, const Context& context) {
   const Input in{args.h, any.k, args.norm, args.eps};
   const int64_t units = (args.rotate_first ? args.first.n / 2 : paired_units(args.first.n)) +
                         args.k.n / 2 + paired_units(args.v.n);
-  with_type(any.dtype, [&](auto type) {
+  const bool mixed = args.first.n > 0 && args.k.n > 0 && args.first.dtype != args.k.dtype;
+  check(
+      !mixed || (args.first.dtype == DType::kFloat32 && !args.rotate_first),
+      ErrorKind::kUnsupported,
+      "project: the first matrix is of another type than keys and values; wanted the same, or the "
+      "router's in float32");
+  with_type(mixed ? args.k.dtype : any.dtype, [&](auto type) {
     using T = decltype(type);
-    if (args.route != nullptr) {
+    if (mixed) {
+      run_mixed<T>(args, in, context);
+    } else if (args.route != nullptr) {
       run_routed<T>(args, in, units, context);
     } else {
       run_product<T>("project", in, Projection<T>{args, -1}, units, context);

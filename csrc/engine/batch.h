@@ -5,15 +5,9 @@
 #include <vector>
 
 #include "engine/kv_cache.h"
+#include "engine/routing.h"
 
 namespace flexidepth {
-
-enum class Routing : int {
-  kRouter = 0,      // gate > threshold
-  kForced = 1,      // the mask decides, the model's own gates weigh
-  kForcedHard = 2,  // the mask decides, weights are 1
-  kDense = 3,       // every layer runs, routers are not evaluated
-};
 
 struct Batch {
   const int32_t* token_ids =

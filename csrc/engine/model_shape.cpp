@@ -23,8 +23,6 @@ void ModelShape::validate() const {
   check(static_cast<int64_t>(inv_freq.size()) == head_dim / 2, ErrorKind::kShape,
         "engine: ", inv_freq.size(), " rope frequencies for head_dim ", head_dim, "; ",
         head_dim / 2, " are needed");
-  check(dtype != DType::kFloat16, ErrorKind::kUnsupported,
-        "engine: float16 weights are not supported on the CPU; use bfloat16 or float32");
   check(thresholds.size() == routing_layers.size(), ErrorKind::kShape,
         "engine: ", thresholds.size(), " thresholds for ", routing_layers.size(), " routed layers");
   int64_t last = -1;

@@ -20,11 +20,12 @@ struct CompactArgs {
   int64_t rows;
   uint8_t* ran;  // [rows], ran_stride apart: 1 = run
   int64_t ran_stride;
-  int32_t* run_index;   // [rows] room; the first num_run are written
-  int32_t* skip_index;  // [rows] room
-  float* run_scale;     // [rows] room, in the order of run_index
-  float* skip_scale;    // [rows] room, in the order of skip_index
-  int32_t* counts;      // [2]: rows that run, rows that skip
+  int32_t* run_index;                   // [rows] room; the first num_run are written
+  int32_t* skip_index;                  // [rows] room
+  float* run_scale;                     // [rows] room, in the order of run_index
+  float* skip_scale;                    // [rows] room, in the order of skip_index
+  int32_t* counts;                      // [2]: rows that run, rows that skip
+  const float* threshold_at = nullptr;  // CUDA: the threshold in device memory; null = `threshold`
 };
 
 namespace cpu {

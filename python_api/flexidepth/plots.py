@@ -6,8 +6,9 @@ Needs matplotlib (pip install flexidepth[plot]), no display.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import CheckpointError, FlexiDepthError, ValueOutOfRangeError
 from .routing import RoutingReport
@@ -20,7 +21,12 @@ _DARK = "#d95f02"
 
 
 def new_figure(
-    width: float, height: float, rows: int = 1, ratios: list[float] | None = None
+    width: float,
+    height: float,
+    rows: int = 1,
+    ratios: list[float] | None = None,
+    columns: int = 1,
+    share_y: Literal["none", "row"] = "none",
 ) -> tuple[Any, Any]:
     """A matplotlib figure of so many inches, and its axes; FlexiDepthError where matplotlib is missing."""
     try:
@@ -31,9 +37,8 @@ def new_figure(
             "plot: matplotlib is not installed; pip install flexidepth[plot]"
         ) from None
     figure = Figure(figsize=(min(width, _MAX_INCHES), height), layout="constrained")
-    return figure, figure.subplots(
-        rows, 1, gridspec_kw={"height_ratios": ratios} if ratios else None
-    )
+    grid: dict[str, Any] = {"height_ratios": ratios} if ratios else {}
+    return figure, figure.subplots(rows, columns, sharey=share_y, gridspec_kw=grid)
 
 
 def routing_figure(report: RoutingReport, max_tokens: int = _MAX_TOKENS) -> Any:
@@ -150,38 +155,46 @@ def _draw_speeds(axis: Any, rows: list[dict[str, Any]], threads: int) -> None:
 
 
 def quality_figure(result: dict[str, Any]) -> Any:
-    """Perplexity over the base model's against mean layers skipped, on a log scale: a panel for each set of
-    texts, a line for each method.
+    """Perplexity over the base model's, on a log scale, against mean layers skipped and against the weights that
+    decoding a token reads: a row of panels for each set of texts, a line for each method.
 
     result: the JSON of `flexidepth eval`. CheckpointError where it is not one with rows of texts.
     """
     try:
-        rows = [row for row in result["rows"] if row["part"] == "text" and row["method"] != "base"]
-        sets = list(dict.fromkeys(row["subject"] for row in rows))
+        rows = [row for row in result["rows"] if row["part"] == "text"]
+        sets = list(dict.fromkeys(row["subject"] for row in rows if row["method"] != "base"))
         if not sets:
             raise CheckpointError("plot: the evaluation has no texts; run it with --prose")
-        figure, axes = new_figure(7, 3.6 * len(sets), len(sets))
-        for axis, name in zip(axes if len(sets) > 1 else [axes], sets, strict=True):
-            _draw_quality(axis, [row for row in rows if row["subject"] == name])
-            axis.set_title(_label_title(f"{name}, {result['model']}"), fontsize=9)
-            axis.set_xlabel(f"mean layers skipped per token (of {result['num_layers']})")
+        figure, axes = new_figure(12, 3.6 * len(sets), len(sets), columns=2, share_y="row")
+        for (layers, weights), name in zip(axes.reshape(-1, 2), sets, strict=True):
+            own = [row for row in rows if row["subject"] == name]
+            _draw_quality(layers, own, lambda row: row["skipped"])
+            _draw_quality(weights, own, lambda row: row["bytes_per_token"] / 1e6)
+            weights.invert_xaxis()
+            layers.set_title(_label_title(f"{name}, {result['model']}"), fontsize=9)
+            layers.set_xlabel(f"mean layers skipped per token (of {result['num_layers']})")
+            weights.set_xlabel("MB of weights that a token reads")
+            layers.set_ylabel("perplexity, times the base model's")
+            layers.legend(fontsize=8)
     except (KeyError, TypeError) as error:
         raise _no_evaluation(error) from error
     return figure
 
 
-def _draw_quality(axis: Any, rows: list[dict[str, Any]]) -> None:
+def _draw_quality(
+    axis: Any, rows: list[dict[str, Any]], place: Callable[[dict[str, Any]], float]
+) -> None:
     for method in dict.fromkeys(row["method"] for row in rows):
         own = sorted(
-            (r for r in rows if r["method"] == method and r["ratio"] is not None),
-            key=lambda r: r["skipped"],
+            (r for r in rows if r["method"] == method and r["ratio"] is not None), key=place
         )
-        axis.plot([r["skipped"] for r in own], [r["ratio"] for r in own], "o-", label=method)
+        if method == "base":
+            axis.plot([place(r) for r in own], [r["ratio"] for r in own], "k*", label=method)
+        else:
+            axis.plot([place(r) for r in own], [r["ratio"] for r in own], "o-", label=method)
     axis.set_yscale("log")
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_ylabel("perplexity, times the base model's")
     axis.grid(visible=True, which="both", linewidth=0.3)
-    axis.legend(fontsize=8)
 
 
 def kinds_figure(result: dict[str, Any]) -> Any:

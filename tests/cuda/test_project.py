@@ -94,6 +94,31 @@ def test_a_plain_layer(ops, rows, dtype, cache_dtype):
     assert not fused.pages[..., : fused.pages.shape[-1] // 2].any()  # the other layer
 
 
+@pytest.mark.parametrize("rows", [1, 3, 8, 12])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_router_of_its_own_type(ops, rows, dtype):
+    """Its codes and the cache have the bits that calls of one type each give."""
+    layer = Layer(dtype, rows)
+    code = torch.randn(12, D) / 8
+    table = ops.rope_table(layer.positions, layer.inv_freq)
+    together, apart = (layer.cache(ops, dtype) for _ in range(2))
+
+    def project(cache=None, **matrices):
+        places = {} if cache is None else {"positions": layer.positions, "layer": 1}
+        if cache is not None:
+            places["sequences"] = layer.sequences
+        return ops.project(
+            layer.h, layer.norm, EPS, table=table, cache=cache, **matrices, **places
+        )[0]
+
+    encoded = project(together, first=code, k=layer.k, v=layer.v)
+    assert torch.equal(encoded, project(first=code))
+    project(apart, k=layer.k, v=layer.v)
+    assert torch.equal(cached(together), cached(apart))
+    with pytest.raises(DtypeError, match=r"wanted one type \(but the router's"):
+        project(together, first=code.double(), k=layer.k, v=layer.v)
+
+
 @pytest.mark.parametrize("rows", [2, 12])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_routed_layer_in_two_calls(ops, rows, dtype):

@@ -19,6 +19,7 @@ def text_row(method: str, subject: str, skipped: float, ratio: float | None) -> 
         "subject": subject,
         "skipped": skipped,
         "ratio": ratio,
+        "bytes_per_token": 1e6 * (100 - 10 * skipped),
     }
 
 
@@ -54,11 +55,14 @@ RESULT: dict[str, Any] = {
 
 def test_a_panel_for_each_set_a_line_for_each_method(tmp_path: Path) -> None:
     figure = quality_figure(RESULT)
-    prose, code = figure.axes
+    prose, weights, code, _ = figure.axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in prose.lines}
     assert lines["flexidepth"] == [[0.9, 1.2], [2.1, 1.5]]
     assert lines["random"] == [[1, 3.0]]  # what overflowed has no place
-    assert "base" not in lines
+    assert lines["base"] == [[0, 1.0]]
+    by_weights = {line.get_label(): line.get_xydata().tolist() for line in weights.lines}
+    assert by_weights["flexidepth"] == [[79.0, 1.5], [91.0, 1.2]]
+    assert weights.xaxis_inverted()  # what is faster stands on the right
     assert prose.get_yscale() == code.get_yscale() == "log"
     assert prose.get_title() == r"prose, a \$model\$"
     assert save_figure(figure, tmp_path / "eval.png").stat().st_size > 1000

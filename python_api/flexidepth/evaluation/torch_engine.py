@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexidepth_ext.engine import Routing, StepResult
+from flexidepth_ext.engine import StepResult
+from flexidepth_ext.forward_arguments import Routing
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.trainable import trainable

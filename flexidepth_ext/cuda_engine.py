@@ -1,0 +1,337 @@
+"""The engine on an NVIDIA device: the interface of `engine.Engine`, weights and cache in device memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .cuda_cache import PAGE_TOKENS, CudaKVCache
+from .cuda_runtime import CudaRuntime, Runtime
+from .cuda_weights import load_weights
+from .engine import StepResult
+from .errors import (
+    DtypeError,
+    EngineBusyError,
+    EngineClosedError,
+    OutOfMemoryError,
+    ShapeError,
+    UnsupportedError,
+    ValueOutOfRangeError,
+)
+from .forward_arguments import ROUTING, Routing, check_forward, check_sampling
+from .model_shape import DTYPES, shape_of
+
+if TYPE_CHECKING:
+    from flexidepth.config import FlexiDepthConfig
+
+MAX_DECODE_ROWS = 8  # sequences of a decoding step
+_MAX_HEAD_DIM = 128
+
+
+class Scratch:
+    """Buffers of passes of up to so many rows and pages."""
+
+    def __init__(self, engine: CudaEngine, rows: int, pages: int, prompt: bool) -> None:
+        self.rows, self.pages, self.prompt = rows, pages, prompt
+        count = engine.native.scratch_bytes(rows, pages, prompt)
+        self.memory = torch.zeros(count, dtype=torch.uint8, device=engine.runtime.device)
+
+    def arguments(self) -> tuple[int, int, int]:
+        """For CudaPass.run."""
+        return self.memory.data_ptr(), self.rows, self.pages
+
+
+class CudaEngine:
+    """Weights, cache and buffers of one model on a device.
+
+    Args:
+        config: sizes, routing and rope of the model.
+        weights: (canonical name, tensor) pairs, consumed one by one. Missing, unexpected, misshapen and non-finite
+            tensors raise.
+        dtype: torch.bfloat16, torch.float16 or torch.float32, for matrices and cache. Norms, biases and the router
+            are float32.
+        max_rows: most tokens in one pass; scratch memory grows with it.
+        strict_router: keep W_dec and W_head apart instead of folding them into one vector.
+        runtime: of the device; None = the current CUDA device's.
+
+    Raises:
+        UnsupportedError: no CUDA here, or a head_dim that the kernels do not have. OutOfMemoryError.
+    """
+
+    def __init__(
+        self,
+        config: FlexiDepthConfig,
+        weights: Iterable[tuple[str, Tensor]],
+        *,
+        dtype: torch.dtype,
+        max_rows: int = 512,
+        strict_router: bool = False,
+        runtime: Runtime | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise DtypeError(
+                f"engine: dtype {dtype}; the CUDA engine takes torch.bfloat16, torch.float16 or torch.float32"
+            )
+        if max_rows < 1:
+            raise ValueOutOfRangeError(f"engine: max_rows is {max_rows}; at least 1 is needed")
+        if config.head_dim % 8 or config.head_dim > _MAX_HEAD_DIM:
+            raise UnsupportedError(
+                f"engine: head_dim is {config.head_dim}; the CUDA kernels take multiples of 8 up to {_MAX_HEAD_DIM}, "
+                "use device='cpu'"
+            )
+        self.runtime = CudaRuntime() if runtime is None else runtime
+        self.config, self.dtype, self.max_rows = config, dtype, max_rows
+        self.vocab_size = int(config.vocab_size)
+        self.num_routed = len(config.routing_layers)
+        self.strict_router = strict_router
+        self._lock = threading.Lock()
+        self._closed = False
+        self._head_bytes = config.head_dim * torch.empty((), dtype=dtype).element_size()
+        with self._memory_errors("load the model"), self.runtime.active():
+            self.inv_freq = torch.tensor(config.rope_inv_freq(), device=self.runtime.device)
+            self.native = self.runtime.module.CudaPass(
+                shape_of(config, dtype, strict_router), self.inv_freq.data_ptr()
+            )
+            self._weights = load_weights(self, weights)
+            self.thresholds = torch.tensor(
+                [float(t) for t in config.router_thresholds], device=self.runtime.device
+            )
+            pages = -(-int(config.max_position_embeddings) // PAGE_TOKENS)
+            self.decode_scratch = Scratch(self, MAX_DECODE_ROWS, pages, prompt=False)
+            self._prompt_scratch = Scratch(self, max_rows, pages, prompt=True)
+        self.native.finish_loading()
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights and cache are."""
+        return self.runtime.device
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights in device memory."""
+        return sum(tensor.nbytes for tensor in self._weights)
+
+    @property
+    def closed(self) -> bool:
+        """True after `close()`."""
+        return self._closed
+
+    def new_cache(self, max_length: int) -> CudaKVCache:
+        """An empty cache for up to `max_length` tokens; memory is taken as tokens arrive."""
+        if self._closed:
+            raise EngineClosedError("engine: new_cache after close()")
+        limit = int(self.config.max_position_embeddings)
+        if not 1 <= max_length <= limit:
+            raise ValueOutOfRangeError(
+                f"cache: max_length is {max_length}; this model has positions for 1 to {limit} tokens"
+            )
+        return CudaKVCache(self.runtime, self.native.page_bytes, self._head_bytes, max_length)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        counts: Sequence[int],
+        caches: Sequence[CudaKVCache],
+        *,
+        routing: Routing = "router",
+        mask: Tensor | None = None,
+        thresholds: Tensor | None = None,
+        logits_rows: Tensor | None = None,
+    ) -> StepResult:
+        """Append tokens to their caches and compute logits; see `engine.Engine.forward`.
+
+        Arguments and results are in host memory. A row's bits depend on whether it stands alone (decoding) or among
+        other rows of its sequence (a prompt), and on nothing else of its company.
+        """
+        with self.exclusive("forward"):
+            rows = token_ids.shape[0]
+            wanted = check_forward(
+                token_ids, counts, routing, mask, thresholds, logits_rows, self.num_routed
+            )
+            self._check_batch(token_ids, counts, caches, routing, mask, wanted)
+            for cache, count in zip(caches, counts, strict=True):
+                cache.reserve(cache.length + count)
+            with self._memory_errors("run a pass"), self.runtime.active():
+                result = self._run(
+                    token_ids, counts, caches, ROUTING[routing], mask, thresholds, wanted
+                )
+            for cache, count in zip(caches, counts, strict=True):
+                cache.advance(count)
+        assert result.ran.shape[0] == rows
+        return result
+
+    def _run(
+        self,
+        token_ids: Tensor,
+        counts: Sequence[int],
+        caches: Sequence[CudaKVCache],
+        routing: int,
+        mask: Tensor | None,
+        thresholds: Tensor | None,
+        logits_rows: Tensor,
+    ) -> StepResult:
+        device, rows = self.device, token_ids.shape[0]
+        positions = torch.cat(
+            [torch.arange(c.length, c.length + n) for c, n in zip(caches, counts, strict=True)]
+        )
+        sequences = torch.arange(len(caches), dtype=torch.int32).repeat_interleave(
+            torch.tensor(counts)
+        )
+        tables = torch.tensor([cache.table.data_ptr() for cache in caches], dtype=torch.int64)
+        # Inputs live until the copies of the results, which wait for the kernels, are done.
+        inputs = [t.to(device) for t in (token_ids, positions, sequences, tables, logits_rows)]
+        forced = None if mask is None or not mask.numel() else mask.to(device)
+        taus = self.thresholds if thresholds is None else thresholds.to(device)
+        logits = torch.empty(logits_rows.shape[0], self.vocab_size, device=device)
+        gates = torch.full((rows, self.num_routed), torch.nan, device=device)
+        ran = torch.ones(rows, self.num_routed, dtype=torch.uint8, device=device)
+        prompt = rows > len(caches) or rows > MAX_DECODE_ROWS
+        scratch = self._prompt_scratch if prompt else self.decode_scratch
+        self.native.run(
+            self.runtime.stream,
+            rows,
+            prompt,
+            *(t.data_ptr() for t in inputs[:4]),
+            int(positions.max()) // PAGE_TOKENS + 1,
+            routing,
+            0 if forced is None else forced.data_ptr(),
+            taus.data_ptr(),
+            inputs[4].data_ptr(),
+            logits.shape[0],
+            logits.data_ptr(),
+            gates.data_ptr(),
+            ran.data_ptr(),
+            *scratch.arguments(),
+        )
+        return StepResult(logits.cpu(), gates.cpu(), ran.cpu())
+
+    def sample(
+        self,
+        logits: Tensor,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seeds: Tensor,
+        positions: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose one token a row, on the device; see `engine.Engine.sample`."""
+        with self.exclusive("sample"):
+            check_sampling(logits, temperature, top_k, top_p, min_p, seeds, positions)
+            rows, vocab = logits.shape
+            with self._memory_errors("choose tokens"), self.runtime.active():
+                device = self.device
+                moved, own, places = (t.to(device) for t in (logits, seeds, positions))
+                tokens, faults = (
+                    torch.empty(rows, dtype=torch.int32, device=device) for _ in range(2)
+                )
+                logprobs = torch.empty(rows, device=device)
+                module = self.runtime.module
+                module.sample(
+                    self.runtime.stream,
+                    module.Rows(moved.data_ptr(), rows, vocab),
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    own.data_ptr(),
+                    places.data_ptr(),
+                    tokens.data_ptr(),
+                    logprobs.data_ptr(),
+                    faults.data_ptr(),
+                )
+                check_faults(faults.cpu())
+                return tokens.cpu(), logprobs.cpu()
+
+    def close(self) -> None:
+        """Give the memory of weights and scratch back at once. Calling it twice is fine."""
+        if self._closed:
+            return
+        with self.exclusive("close"):
+            self.runtime.synchronize()
+            self._closed = True
+            self._weights = []
+            del self.decode_scratch, self._prompt_scratch, self.thresholds, self.inv_freq
+
+    @contextmanager
+    def exclusive(self, what: str) -> Iterator[None]:
+        """Raise EngineBusyError while another thread is inside, EngineClosedError after close()."""
+        if not self._lock.acquire(blocking=False):
+            raise EngineBusyError(
+                "engine: another thread is using this engine; one engine serves one thread at a time"
+            )
+        try:
+            if self._closed:
+                raise EngineClosedError(f"engine: {what} after close()")
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _memory_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"engine: the device has no memory to {what} ({self.runtime.free_bytes() / 1e9:.2f} GB are free); "
+                "load a smaller dtype, lower max_rows, or release caches"
+            ) from error
+
+    def _check_batch(
+        self,
+        token_ids: Tensor,
+        counts: Sequence[int],
+        caches: Sequence[CudaKVCache],
+        routing: str,
+        mask: Tensor | None,
+        logits_rows: Tensor,
+    ) -> None:
+        rows = token_ids.shape[0]
+        if not 0 < rows <= self.max_rows:
+            raise ValueOutOfRangeError(
+                f"engine: {rows} rows in one pass; 1 to {self.max_rows} are possible, cut the prompt into chunks"
+            )
+        if len(counts) != len(caches):
+            raise ShapeError(f"engine: {len(counts)} counts for {len(caches)} caches")
+        for i, (count, cache) in enumerate(zip(counts, caches, strict=True)):
+            if count < 1:
+                raise ValueOutOfRangeError(
+                    f"engine: sequence {i} brings {count} tokens; at least one is needed"
+                )
+            if any(cache is other for other in caches[:i]):
+                raise ValueOutOfRangeError(
+                    f"engine: the cache of sequence {i} is listed twice; each sequence needs its own"
+                )
+            if not cache.fits(self.runtime, self.native.page_bytes):
+                raise ShapeError(
+                    f"engine: the cache of sequence {i} belongs to another model; make it with this engine's "
+                    "new_cache()"
+                )
+        if sum(counts) != rows:
+            raise ShapeError(f"engine: {rows} token ids but counts add up to {sum(counts)}")
+        outside = (token_ids < 0) | (token_ids >= self.vocab_size)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            raise ValueOutOfRangeError(
+                f"engine: token id {int(token_ids[row])} at row {row}; the vocabulary is 0..{self.vocab_size - 1}"
+            )
+        if logits_rows.shape[0] > rows or bool(((logits_rows < 0) | (logits_rows >= rows)).any()):
+            raise ValueOutOfRangeError(
+                f"engine: logits rows {logits_rows.tolist()[:8]} asked of {rows} rows"
+            )
+        if routing in ("forced", "forced_hard") and mask is None and self.num_routed:
+            raise ValueOutOfRangeError("engine: forced routing needs a mask [rows, routed layers]")
+
+
+def check_faults(faults: Tensor) -> None:
+    """Raise for rows of logits that nothing could be drawn from; faults: of csrc/ops/sample.h."""
+    for row, fault in enumerate(faults.tolist()):
+        if fault:
+            what = "a NaN" if fault == 1 else "no finite value"
+            raise ValueOutOfRangeError(f"sample: row {row} of the logits has {what}")

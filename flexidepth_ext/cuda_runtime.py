@@ -1,0 +1,110 @@
+"""What the CUDA engine asks of the device beside its kernels: memory, streams, graphs, events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .cuda_device import cuda_module
+from .errors import UnsupportedError
+
+
+class Graph(Protocol):
+    """Launches that were captured, to be run again."""
+
+    def replay(self) -> None:
+        """Queue them."""
+
+
+class Runtime(Protocol):
+    """module: the compiled one. device: where tensors live."""
+
+    module: Any
+    device: torch.device
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream that work is queued on."""
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Within it tensors are made on the device and work goes to the engine's stream."""
+
+    def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Host memory that kernels may write to, zeros."""
+
+    def capture(self, launch: Callable[[], None]) -> Graph:
+        """A graph of the kernels that `launch` queues, and of nothing else."""
+
+    def mark(self) -> Callable[[], None]:
+        """A place in the stream; the result, called, waits until the device has come there."""
+
+    def free_bytes(self) -> int:
+        """Of device memory."""
+
+    def synchronize(self) -> None:
+        """Wait for all work that was queued."""
+
+
+class CudaRuntime:
+    """The runtime of an NVIDIA device, by way of torch.
+
+    Raises UnsupportedError where this build, this torch or this machine has no CUDA, or no such device.
+    """
+
+    def __init__(self, device: str | torch.device = "cuda") -> None:
+        self.module = cuda_module()
+        if not torch.cuda.is_available():
+            raise UnsupportedError(
+                f"cuda: torch {torch.__version__} was built without CUDA, and the engine's memory is torch's; install "
+                "a torch for CUDA (https://pytorch.org), or use device='cpu'"
+            )
+        wanted = torch.device(device)
+        index = torch.cuda.current_device() if wanted.index is None else wanted.index
+        if index >= torch.cuda.device_count():
+            raise UnsupportedError(
+                f"cuda: device {wanted}; there are {torch.cuda.device_count()}, counted from 0"
+            )
+        self.device = torch.device("cuda", index)
+        self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    @property
+    def stream(self) -> int:
+        """Handle of the engine's own stream."""
+        return int(self._stream.cuda_stream)
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make the engine's stream and device the current ones."""
+        return torch.cuda.stream(self._stream)
+
+    def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Pinned memory: its address is the device's too."""
+        return torch.zeros(shape, dtype=dtype, pin_memory=True)
+
+    def capture(self, launch: Callable[[], None]) -> Graph:
+        """Capture on the engine's stream. The first run of each kernel loads it, which a capture may not do."""
+        launch()
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            launch()
+        return graph
+
+    def mark(self) -> Callable[[], None]:
+        """An event."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return event.synchronize
+
+    def free_bytes(self) -> int:
+        """What the driver has free, and what torch keeps for later."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + kept
+
+    def synchronize(self) -> None:
+        """Wait for the engine's stream."""
+        self._stream.synchronize()

@@ -1,0 +1,282 @@
+"""The CUDA engine against the reference, on the emulated kernels: tiny models, every way to route."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from flexidepth_ext.cuda_engine import CudaEngine
+from flexidepth_ext.cuda_runtime import CudaRuntime
+from flexidepth_ext.errors import (
+    EngineBusyError,
+    EngineClosedError,
+    ShapeError,
+    UnsupportedError,
+    ValueOutOfRangeError,
+)
+
+from ..engine.conftest import VOCAB, tiny_config, tiny_model, weights_of
+from ..engine.test_against_reference import MARGIN, VARIANTS, compare
+from .conftest import ON_DEVICE
+from .runtime import FakeRuntime
+
+Make = Callable[..., CudaEngine]
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    """An engine of a model: on the emulated device, or on the one that is there."""
+    made: list[CudaEngine] = []
+
+    def engine(model, dtype=torch.float32, **arguments):
+        runtime = CudaRuntime() if ON_DEVICE else FakeRuntime(request.getfixturevalue("emulated"))
+        arguments = {"max_rows": 64, "runtime": runtime, **arguments}
+        made.append(CudaEngine(model.config, weights_of(model), dtype=dtype, **arguments))
+        return made[-1]
+
+    yield engine
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(
+        0, VOCAB, (40,), dtype=torch.int32, generator=torch.Generator().manual_seed(7)
+    )
+
+
+VARIANTS_HERE = {**VARIANTS, "odd_sizes": {**VARIANTS["odd_sizes"], "head_dim": 24}}
+
+CASES = [*((name, False) for name in VARIANTS_HERE), ("plain", True), ("router_bias", True)]
+
+
+@pytest.mark.parametrize(("name", "strict"), CASES)
+def test_a_prompt(make, ids, name, strict):
+    model = tiny_model(tiny_config(**VARIANTS_HERE[name]))
+    compare(model, make(model, strict_router=strict), ids)
+
+
+@pytest.mark.parametrize(("name", "strict"), CASES)
+def test_token_by_token(make, ids, name, strict):
+    """Decoding: gates recomputed by every block, queries of the running rows."""
+    model = tiny_model(tiny_config(**VARIANTS_HERE[name]))
+    engine, ids = make(model, strict_router=strict), ids[:14]
+    logits, gates, ran = everything(engine, ids, step=1)
+    with torch.no_grad():
+        want = model(ids[None].long())
+    torch.testing.assert_close(logits, want.logits[0], rtol=2e-5, atol=2e-5)
+    if model.config.num_routed_layers:
+        torch.testing.assert_close(gates, want.gates[0], rtol=1e-5, atol=MARGIN / 2)
+        assert torch.equal(ran.bool(), want.run[0])
+
+
+def test_forced_routing(make, ids):
+    model = tiny_model(tiny_config())
+    engine, ids = make(model), ids[:12]
+    ones, zeros = torch.ones(12, 3, dtype=torch.uint8), torch.zeros(12, 3, dtype=torch.uint8)
+    compare(model, engine, ids, "all", routing="forced_hard", mask=ones)
+    compare(model, engine, ids, "none", routing="forced_hard", mask=zeros)
+    compare(model, engine, ids, "dense", routing="dense")
+    recorded = torch.randint(0, 2, (12, 3), dtype=torch.uint8)
+    compare(model, engine, ids, recorded, routing="forced", mask=recorded)
+    logits, _, ran = everything(engine, ids, step=1, routing="forced", mask=recorded)
+    with torch.no_grad():
+        want = model(ids[None].long(), force_routing=recorded)
+    torch.testing.assert_close(logits, want.logits[0], rtol=2e-5, atol=2e-5)
+    assert torch.equal(ran, recorded)
+    dense, gates, ran = everything(engine, ids, step=1, routing="dense")
+    assert gates.isnan().all() and ran.all()
+    with torch.no_grad():
+        want = model(ids[None].long(), force_routing="dense")
+    torch.testing.assert_close(dense, want.logits[0], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("step", [1, 40])
+def test_half_precision_replays_the_reference(make, ids, dtype, step):
+    """On the same decisions at most twice the error of torch in the same type."""
+    model = tiny_model(tiny_config(hidden_size=96, intermediate_size=224, head_dim=32))
+    with torch.no_grad():
+        want = model(ids[None].long())
+        exact = tiny_model(model.config).double()(ids[None].long(), force_routing=want.run[0])
+        torchs = tiny_model(model.config).to(dtype)(ids[None].long(), force_routing=want.run[0])
+    mask = want.run[0].to(torch.uint8)
+    logits, gates, _ = everything(make(model, dtype), ids, step, routing="forced", mask=mask)
+    ours = (logits.double() - exact.logits[0]).square().mean().sqrt()
+    theirs = (torchs.logits[0].double() - exact.logits[0]).square().mean().sqrt()
+    assert 0 < ours <= 2 * theirs
+    settled = (want.gates[0] - 0.5).abs() > 0.02
+    assert torch.equal((gates > 0.5)[settled], want.run[0][settled])
+
+
+def test_thresholds_of_a_call(make, ids):
+    model = tiny_model(tiny_config())
+    engine = make(model)
+    for step in (1, 12):
+        for tau, share in ((0.0, 1.0), (1.0, 0.0)):
+            *_, ran = everything(engine, ids[:12], step, thresholds=torch.full((3,), tau))
+            assert ran.float().mean() == share
+
+
+def test_sequences_side_by_side_have_the_bits_of_each_alone(make, ids):
+    """Three sequences of different lengths decode together, each routed for itself."""
+    model = tiny_model(tiny_config())
+    engine = make(model)
+    starts = [ids[:9], ids[9:12], ids[12:30]]
+    next_ids = torch.tensor([5, 6, 7], dtype=torch.int32)
+
+    def prefilled():
+        caches = [engine.new_cache(64) for _ in starts]
+        for cache, start in zip(caches, starts, strict=True):
+            engine.forward(start.contiguous(), [len(start)], [cache])
+            cache.poison_unused()
+        return caches
+
+    together = engine.forward(next_ids, [1, 1, 1], prefilled())
+    for i, cache in enumerate(prefilled()):
+        alone = engine.forward(next_ids[i : i + 1], [1], [cache])
+        assert torch.equal(alone.logits[0], together.logits[i])
+        assert torch.equal(alone.ran[0], together.ran[i])
+    # A prompt of several sequences at once.
+    caches = [engine.new_cache(64) for _ in starts]
+    whole = engine.forward(torch.cat(starts), [len(s) for s in starts], caches)
+    for i, (start, cache) in enumerate(zip(starts, caches, strict=True)):
+        alone = engine.forward(start.contiguous(), [len(start)], [engine.new_cache(64)])
+        assert torch.equal(alone.logits[0], whole.logits[i])
+        assert cache.length == len(start)
+
+
+def test_a_cache_grows_over_pages_and_shrinks(make, ids):
+    model = tiny_model(tiny_config())
+    engine = make(model)
+    text = ids.repeat(7)[:270]
+    cache = engine.new_cache(300)
+    for start in range(0, 256, 64):
+        engine.forward(text[start : start + 64].contiguous(), [64], [cache])
+    assert cache.num_pages == 1
+    first = engine.forward(text[256:258].contiguous(), [2], [cache])
+    assert cache.num_pages == 2 and cache.nbytes == 2 * engine.native.page_bytes
+    copy = engine.new_cache(300)
+    copy.copy_from(cache)
+    cache.truncate(256)
+    assert cache.num_pages == 1
+    again = engine.forward(text[256:258].contiguous(), [2], [cache])
+    assert torch.equal(first.logits, again.logits)
+    token = text[258:259].contiguous()
+    assert torch.equal(
+        engine.forward(token, [1], [cache]).logits, engine.forward(token, [1], [copy]).logits
+    )
+    with pytest.raises(ValueOutOfRangeError, match="301 tokens do not fit max_length 300"):
+        engine.forward(text[:42].contiguous(), [42], [copy])
+    assert copy.length == 259
+    cache.release()
+    assert cache.length == cache.nbytes == 0
+
+
+def test_a_draw_is_the_cpu_engines(make):
+    from flexidepth_ext.engine import Engine
+
+    model = tiny_model(tiny_config())
+    engine = make(model)
+    host = Engine(model.config, weights_of(model), dtype=torch.float32)
+    logits = 3 * torch.randn(4, VOCAB)
+    places = {"seeds": torch.tensor([1, 2, 3, -4]), "positions": torch.tensor([9, 8, 7, 6])}
+    for settings in ((0.0, 0, 1.0, 0.0), (0.8, 0, 1.0, 0.0), (1.0, 7, 0.9, 0.01)):
+        names = ("temperature", "top_k", "top_p", "min_p")
+        arguments = dict(zip(names, settings, strict=True))
+        ours, theirs = (e.sample(logits, **arguments, **places) for e in (engine, host))
+        assert torch.equal(ours[0], theirs[0])
+        torch.testing.assert_close(ours[1], theirs[1])
+    with pytest.raises(ValueOutOfRangeError, match="row 1 of the logits has a NaN"):
+        logits[1, 3] = torch.nan
+        engine.sample(logits, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, **places)
+    host.close()
+
+
+def test_what_it_refuses(make, ids):
+    model = tiny_model(tiny_config())
+    engine = make(model)
+    cache = engine.new_cache(100)
+
+    def forward(tokens=ids[:4], counts=(4,), caches=(cache,), **more):
+        engine.forward(tokens.contiguous(), list(counts), list(caches), **more)
+
+    for match, error, call in (
+        ("65 rows in one pass; 1 to 64", ValueOutOfRangeError, {"tokens": ids.repeat(2)[:65]}),
+        ("token id 211 at row 2", ValueOutOfRangeError, {"tokens": ids[:4].index_fill(0, torch.tensor(2), 211)}),
+        ("counts add up to 3", ShapeError, {"counts": (3,)}),
+        ("1 counts for 2 caches", ShapeError, {"caches": (cache, cache)}),
+        ("listed twice", ValueOutOfRangeError, {"counts": (2, 2), "caches": (cache, cache)}),
+        ("belongs to another model", ShapeError, {"caches": (make(model).new_cache(10),)}),
+        ("needs a mask", ValueOutOfRangeError, {"routing": "forced"}),
+        (r"logits rows \[4\] asked of 4 rows", ValueOutOfRangeError, {"logits_rows": ids.new_tensor([4])}),
+    ):  # fmt: skip
+        with pytest.raises(error, match=match):
+            forward(**call)
+    assert cache.length == 0
+    forward()
+    with engine.exclusive("a test"), pytest.raises(EngineBusyError):
+        forward()
+    engine.close()
+    with pytest.raises(EngineClosedError, match="forward after close"):
+        forward()
+    with pytest.raises(EngineClosedError, match="new_cache after close"):
+        engine.new_cache(3)
+    engine.close()
+
+
+def test_weights_that_do_not_fit(make):
+    model = tiny_model(tiny_config())
+    given = dict(weights_of(model))
+    runtime = make(model).runtime
+
+    def load(config=model.config, **changes):
+        merged = {**given, **changes}
+        tensors = [(n, t) for n, t in merged.items() if t is not None]
+        CudaEngine(config, tensors, dtype=torch.float32, runtime=runtime)
+
+    enc, dec = "model.layers.1.router.enc.weight", "model.layers.1.router.dec.weight"
+    for match, changes in (
+        ("1 tensors missing: model.norm.weight", {"model.norm.weight": None}),
+        ("tensors missing: .*router.dec.weight", {dec: None}),
+        ("unexpected tensor x", {"x": torch.zeros(3)}),
+        ("unexpected tensor model.layers.0.router.dec", {"model.layers.0.router.dec.weight": given[dec]}),
+        (r"enc.weight is \[3, 48\]; wanted \[12, 48\]", {enc: torch.zeros(3, 48)}),
+        ("NaN or infinite", {"model.norm.weight": torch.full((48,), torch.nan)}),
+        ("head.bias came", {"model.layers.1.router.head.bias": torch.zeros(1)}),
+    ):  # fmt: skip
+        with pytest.raises((ValueOutOfRangeError, ShapeError), match=match):
+            load(**changes)
+    with pytest.raises(
+        UnsupportedError, match="head_dim is 10; the CUDA kernels take multiples of 8"
+    ):
+        load(tiny_config(head_dim=10))
+
+
+def test_an_engine_keeps_nothing_of_the_callers(make, ids):
+    model = tiny_model(tiny_config())
+    engine = make(model)
+    before = everything(engine, ids[:6])[0]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(everything(engine, ids[:6])[0], before)
+
+
+def everything(engine, ids, step=None, **routing):
+    """Logits [T, vocab], gates and decisions, computed `step` tokens at a time."""
+    cache = engine.new_cache(len(ids))
+    parts = []
+    for start in range(0, len(ids), step or len(ids)):
+        piece = ids[start : start + (step or len(ids))].contiguous()
+        own = dict(routing)
+        if "mask" in own:
+            own["mask"] = own["mask"][start : start + len(piece)].contiguous()
+        rows = torch.arange(len(piece), dtype=torch.int32)
+        result = engine.forward(piece, [len(piece)], [cache], logits_rows=rows, **own)
+        parts.append((result.logits.clone(), result.gates, result.ran))
+    cache.release()
+    return tuple(torch.cat(p) for p in zip(*parts, strict=True))
