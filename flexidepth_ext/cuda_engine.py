@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .cuda_cache import PAGE_TOKENS, CudaKVCache
+from .cuda_decode import DecodeRun, DecodeState, Sampling, check_faults
 from .cuda_runtime import CudaRuntime, Runtime
 from .cuda_weights import load_weights
 from .engine import StepResult
@@ -23,7 +24,7 @@ from .errors import (
     UnsupportedError,
     ValueOutOfRangeError,
 )
-from .forward_arguments import ROUTING, Routing, check_forward, check_sampling
+from .forward_arguments import ROUTING, Routing, check_filters, check_forward, check_sampling
 from .model_shape import DTYPES, shape_of
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class CudaEngine:
             self.decode_scratch = Scratch(self, MAX_DECODE_ROWS, pages, prompt=False)
             self._prompt_scratch = Scratch(self, max_rows, pages, prompt=True)
         self.native.finish_loading()
+        self._decoding: dict[int, DecodeState] = {}  # by number of sequences
 
     @property
     def device(self) -> torch.device:
@@ -249,6 +251,39 @@ class CudaEngine:
                 check_faults(faults.cpu())
                 return tokens.cpu(), logprobs.cpu()
 
+    def decode(
+        self,
+        caches: Sequence[CudaKVCache],
+        token_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int],
+        routing: Routing = "router",
+        thresholds: Tensor | None = None,
+    ) -> DecodeRun:
+        """Sequences that decode side by side without waiting for the host; each goes on from its token.
+
+        Args:
+            caches: of at most 8 sequences, each listed once.
+            token_ids: one a sequence, the last that was chosen and not computed yet.
+            seeds: one a sequence; a draw's counter is the place of the new token, as `sample` is given it.
+            thresholds: float32 [routed layers]; None = the configuration's.
+        """
+        with self.exclusive("decode"):
+            ids = torch.tensor(token_ids, dtype=torch.int32)
+            ones = [1] * len(caches)
+            rows = check_forward(ids, ones, routing, None, thresholds, None, self.num_routed)
+            self._check_batch(ids, ones, caches, "router", None, rows)
+            check_filters(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+            if len(caches) > MAX_DECODE_ROWS:
+                raise ValueOutOfRangeError(
+                    f"engine: {len(caches)} sequences decode side by side; at most {MAX_DECODE_ROWS} can"
+                )
+            with self._memory_errors("decode"), self.runtime.active():
+                state = self._decoding.get(len(caches)) or DecodeState(self, len(caches))
+                self._decoding[len(caches)] = state
+                return DecodeRun(self, state, caches, ids, sampling, seeds, routing, thresholds)
+
     def close(self) -> None:
         """Give the memory of weights and scratch back at once. Calling it twice is fine."""
         if self._closed:
@@ -257,6 +292,7 @@ class CudaEngine:
             self.runtime.synchronize()
             self._closed = True
             self._weights = []
+            self._decoding.clear()
             del self.decode_scratch, self._prompt_scratch, self.thresholds, self.inv_freq
 
     @contextmanager
@@ -327,11 +363,3 @@ class CudaEngine:
             )
         if routing in ("forced", "forced_hard") and mask is None and self.num_routed:
             raise ValueOutOfRangeError("engine: forced routing needs a mask [rows, routed layers]")
-
-
-def check_faults(faults: Tensor) -> None:
-    """Raise for rows of logits that nothing could be drawn from; faults: of csrc/ops/sample.h."""
-    for row, fault in enumerate(faults.tolist()):
-        if fault:
-            what = "a NaN" if fault == 1 else "no finite value"
-            raise ValueOutOfRangeError(f"sample: row {row} of the logits has {what}")

@@ -29,8 +29,8 @@ from .generation.scoring import Score, context_ids, score_ids
 from .generation.skipping import resolve_thresholds
 from .loading import (
     Progress,
-    check_device,
     load_engine,
+    resolve_device,
     resolve_dtype,
     resolve_max_length,
     with_skip_level,
@@ -101,9 +101,9 @@ class FlexiDepth:
 
         Args:
             model: a directory, a .gguf file, a hub id, or "smollm2-135m".
-            device: "auto" or "cpu"; this version has no CUDA engine.
-            dtype: "auto" (bfloat16), "bfloat16", "float32" or the torch dtype.
-            num_threads: None = the processors that affinity mask and cgroup quota leave.
+            device: "auto" (the CPU), "cpu", "cuda" or "cuda:1".
+            dtype: "auto" (bfloat16), "bfloat16", "float32", with CUDA "float16", or the torch dtype.
+            num_threads: of the CPU; None = the processors that affinity mask and cgroup quota leave.
             max_length: most tokens of prompt and answer; None = the model's positions.
             routing: routing arguments of FlexiDepthConfig that override the checkpoint's.
             skip, target_layers_skipped: see `generate`; thresholds for every call that says nothing else.
@@ -120,8 +120,8 @@ class FlexiDepth:
             CheckpointError, DownloadError, UnsupportedError, OutOfMemoryError.
         """
         # What can be refused at once is, before anything is fetched or read.
-        check_device(device)
-        wanted = resolve_dtype(dtype)
+        runtime = resolve_device(device, num_threads)
+        wanted = resolve_dtype(dtype, cuda=runtime is not None)
         if num_threads is not None:
             num_threads = whole_number("model: num_threads", num_threads, 1)
         if seed is not None:
@@ -145,6 +145,7 @@ class FlexiDepth:
             num_threads=num_threads,
             strict_router=strict_router,
             progress=progress,
+            runtime=runtime,
         )
         return cls(
             engine,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-
-from flexidepth_ext import rebuild_command
 
 from .arguments import whole_number
 from .checkpoints.checkpoint import expected_shapes
@@ -19,6 +18,8 @@ from .generation.skipping import resolve_thresholds
 from .metrics import available_memory_bytes
 
 if TYPE_CHECKING:
+    from flexidepth_ext.cuda_engine import CudaEngine
+    from flexidepth_ext.cuda_runtime import CudaRuntime, Runtime
     from flexidepth_ext.engine import Engine
 
     from .checkpoints import Checkpoint
@@ -32,6 +33,7 @@ _DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
+_CUDA_DTYPES = {**_DTYPES, "fp16": torch.float16, "float16": torch.float16}
 
 
 def load_engine(
@@ -41,19 +43,30 @@ def load_engine(
     num_threads: int | None,
     strict_router: bool,
     progress: Progress | None,
-) -> Engine:
-    """Read the weights of a checkpoint into a new engine; OutOfMemoryError where they cannot fit."""
-    from flexidepth_ext.engine import Engine
+    runtime: Runtime | None = None,
+) -> Engine | CudaEngine:
+    """Read the weights of a checkpoint into a new engine; OutOfMemoryError where they cannot fit.
 
+    runtime: of a CUDA device, None = the CPU.
+    """
     if checkpoint.config.ablations:
         raise UnsupportedError(
             f"model: the ablations {', '.join(checkpoint.config.ablations)} are for FlexiDepthForCausalLM "
             "(load_trainable); the engine runs whole FlexiDepth models"
         )
-    _check_memory(checkpoint.nbytes_estimate(dtype))
+    weights = checkpoint.nbytes_estimate(dtype)
+    _check_memory(weights, available_memory_bytes() if runtime is None else runtime.free_bytes())
     tensors = checkpoint.tensors()
     if progress is not None:
         tensors = _with_progress(tensors, checkpoint.config, progress)
+    if runtime is not None:
+        from flexidepth_ext.cuda_engine import CudaEngine
+
+        return CudaEngine(
+            checkpoint.config, tensors, dtype=dtype, strict_router=strict_router, runtime=runtime
+        )
+    from flexidepth_ext.engine import Engine
+
     return Engine(
         checkpoint.config,
         tensors,
@@ -77,24 +90,34 @@ def with_skip_level(
     return replace(checkpoint, config=changed)
 
 
-def resolve_dtype(dtype: Any) -> torch.dtype:
-    """The torch dtype of a name or a dtype that the CPU engine takes."""
-    wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if wanted not in (torch.bfloat16, torch.float32):
-        raise UnsupportedError(f"dtype {dtype!r}: the CPU engine takes {', '.join(_DTYPES)}")
+def resolve_dtype(dtype: Any, *, cuda: bool = False) -> torch.dtype:
+    """The torch dtype of a name or a dtype that the engine takes."""
+    names = _CUDA_DTYPES if cuda else _DTYPES
+    wanted = names.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(wanted, torch.dtype) or wanted not in names.values():
+        engine = "CUDA" if cuda else "CPU"
+        raise UnsupportedError(f"dtype {dtype!r}: the {engine} engine takes {', '.join(names)}")
     return wanted
 
 
-def check_device(device: Any) -> None:
-    """Raise unless there is an engine for this device."""
-    kind = device.split(":")[0] if isinstance(device, str) else device
-    if kind == "cuda":
-        raise UnsupportedError(
-            "device 'cuda': this version has no CUDA engine yet, however it is built; use device='cpu' (in a "
-            f"version that has one, `FLEXIDEPTH_CUDA=ON {rebuild_command()}` builds it)"
+def resolve_device(device: Any, num_threads: int | None = None) -> CudaRuntime | None:
+    """The runtime of a CUDA device; None for the CPU, which "auto" is too.
+
+    Raises:
+        UnsupportedError: a CUDA device that this build, this torch or this machine does not have.
+        ValueOutOfRangeError: any other device, or threads for a CUDA device.
+    """
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueOutOfRangeError(f"device {device!r}: wanted 'auto', 'cpu', 'cuda' or 'cuda:1'")
+    if not device.startswith("cuda"):
+        return None
+    if num_threads is not None:
+        raise ValueOutOfRangeError(
+            f"model: num_threads is {num_threads}; threads are the CPU's, leave them out with device={device!r}"
         )
-    if kind not in ("auto", "cpu"):
-        raise ValueOutOfRangeError(f"device {device!r}: wanted 'auto' or 'cpu'")
+    from flexidepth_ext.cuda_runtime import CudaRuntime
+
+    return CudaRuntime(device)
 
 
 def resolve_max_length(max_length: Any, config: FlexiDepthConfig) -> int:
@@ -110,8 +133,7 @@ def resolve_max_length(max_length: Any, config: FlexiDepthConfig) -> int:
     )
 
 
-def _check_memory(weights: int) -> None:
-    available = available_memory_bytes()
+def _check_memory(weights: int, available: int | None) -> None:
     if available is not None and weights > available:
         raise OutOfMemoryError(
             f"model: its weights need {weights / 1e9:.2f} GB, {available / 1e9:.2f} GB of memory are available; close "

@@ -98,11 +98,16 @@ def test_numbers_are_refused_before_anything_is_read(name, value):
         FlexiDepth.from_pretrained("no/such/model", **{name: value})
 
 
-def test_device_and_dtype():
-    with pytest.raises(UnsupportedError, match=r"no CUDA engine yet.* use device='cpu'") as caught:
+def test_device_and_dtype(monkeypatch):
+    def built_without():
+        raise UnsupportedError(f"cuda: FLEXIDEPTH_CUDA=ON {rebuild_command()}")
+
+    monkeypatch.setattr("flexidepth_ext.cuda_runtime.cuda_module", built_without)
+    with pytest.raises(UnsupportedError, match="FLEXIDEPTH_CUDA=ON"):
         FlexiDepth.from_pretrained("anything", device="cuda:0")
-    assert f"`FLEXIDEPTH_CUDA=ON {rebuild_command()}`" in str(caught.value)
-    for device in ("tpu", 3, None):
+    with pytest.raises(ValueOutOfRangeError, match="num_threads is 2; threads are the CPU's"):
+        FlexiDepth.from_pretrained("anything", device="cuda", num_threads=2)
+    for device in ("tpu", "cuda:x", "cpu:0", 3, None):
         with pytest.raises(ValueOutOfRangeError, match=f"device {device!r}: wanted 'auto'"):
             FlexiDepth.from_pretrained("anything", device=device)
     for dtype in ("int3", 3, None):

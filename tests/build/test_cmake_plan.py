@@ -209,11 +209,11 @@ def _code(family: int, *made: str) -> list[str]:
 def test_devices_of_a_family_share_a_translation(
     tmp_path: Path, archs: str, code: list[str]
 ) -> None:
-    result = _plan(tmp_path, ARCHS_PROJECT, f"-DFLEXIDEPTH_CUDA_ARCHS={archs}")
+    result = _plan(tmp_path, ARCHS_PROJECT, "-DNVCC_FAKE=nvcc", f"-DFLEXIDEPTH_CUDA_ARCHS={archs}")
     assert f"code: {';'.join(code)}\n" in result.stdout, result.stderr
 
 
 def test_an_architecture_that_is_no_number_is_named(tmp_path: Path) -> None:
-    result = _plan(tmp_path, ARCHS_PROJECT, "-DFLEXIDEPTH_CUDA_ARCHS=90;hopper")
+    result = _plan(tmp_path, ARCHS_PROJECT, "-DNVCC_FAKE=nvcc", "-DFLEXIDEPTH_CUDA_ARCHS=90;hopper")
     assert result.returncode != 0
     assert "has 'hopper'; wanted numbers as in 80-real;90" in " ".join(result.stderr.split())

@@ -189,7 +189,7 @@ def test_report_of_another_model_is_refused(model: str, run: Command, report: Pa
         (("--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("--max-new-tokens", "999"), "do not fit 256"),
         (("--max-length", "8"), "do not fit 8"),
-        (("--device", "cuda"), "no CUDA engine"),
+        (("--device", "tpu"), "wanted 'auto', 'cpu'"),
         (("--dtype", "int3"), "int3"),
         (("--routing-out", "/nowhere/at/all.json"), "/nowhere/at/all.json: No such file"),
     ],

@@ -15,8 +15,13 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map
 
+from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.cuda_ops import CudaOps, cuda_ops
+from flexidepth_ext.cuda_runtime import CudaRuntime
 from tests.emulation.build import build, build_folder, load
+
+from ..engine.conftest import VOCAB, weights_of
+from .runtime import FakeRuntime
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORWARD, REVERSE, SHUFFLED = range(3)
@@ -56,3 +61,26 @@ def on_cpu(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any
     with torch.device("cpu"):
         result = function(*moved(arguments, "cpu"), **moved(options, "cpu"))
     return moved(result, here)
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., CudaEngine]]:
+    """An engine of a model: on the emulated device, or on the one that is there."""
+    made: list[CudaEngine] = []
+
+    def engine(model, dtype=torch.float32, **arguments):
+        runtime = CudaRuntime() if ON_DEVICE else FakeRuntime(request.getfixturevalue("emulated"))
+        arguments = {"max_rows": 64, "runtime": runtime, **arguments}
+        made.append(CudaEngine(model.config, weights_of(model), dtype=dtype, **arguments))
+        return made[-1]
+
+    yield engine
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(
+        0, VOCAB, (40,), dtype=torch.int32, generator=torch.Generator().manual_seed(7)
+    )

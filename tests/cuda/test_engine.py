@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
 
 from flexidepth_ext.cuda_engine import CudaEngine
-from flexidepth_ext.cuda_runtime import CudaRuntime
 from flexidepth_ext.errors import (
     EngineBusyError,
     EngineClosedError,
@@ -19,34 +16,6 @@ from flexidepth_ext.errors import (
 
 from ..engine.conftest import VOCAB, tiny_config, tiny_model, weights_of
 from ..engine.test_against_reference import MARGIN, VARIANTS, compare
-from .conftest import ON_DEVICE
-from .runtime import FakeRuntime
-
-Make = Callable[..., CudaEngine]
-
-
-@pytest.fixture
-def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    """An engine of a model: on the emulated device, or on the one that is there."""
-    made: list[CudaEngine] = []
-
-    def engine(model, dtype=torch.float32, **arguments):
-        runtime = CudaRuntime() if ON_DEVICE else FakeRuntime(request.getfixturevalue("emulated"))
-        arguments = {"max_rows": 64, "runtime": runtime, **arguments}
-        made.append(CudaEngine(model.config, weights_of(model), dtype=dtype, **arguments))
-        return made[-1]
-
-    yield engine
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def ids() -> torch.Tensor:
-    return torch.randint(
-        0, VOCAB, (40,), dtype=torch.int32, generator=torch.Generator().manual_seed(7)
-    )
-
 
 VARIANTS_HERE = {**VARIANTS, "odd_sizes": {**VARIANTS["odd_sizes"], "head_dim": 24}}
 

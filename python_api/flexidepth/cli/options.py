@@ -29,7 +29,7 @@ Threads = Annotated[
     int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: those available.")
 ]
 DType = Annotated[str, typer.Option("--dtype", help="auto (bfloat16), bfloat16 or float32.")]
-Device = Annotated[str, typer.Option("--device", help="auto or cpu (there is no CUDA engine yet).")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1; auto is the CPU.")]
 MaxLength = Annotated[
     int | None,
     typer.Option(

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ..routing import ForcedRouting
+from .ahead import can_run_ahead, run_ahead
 from .cache import PromptCache
 from .params import GenerationParams
 from .text import TextStream
 
 if TYPE_CHECKING:
+    from flexidepth_ext.cuda_decode import DecodeStep
     from flexidepth_ext.engine import Engine, StepResult
 
 MAX_BATCH = 8  # sequences in one engine step
@@ -50,7 +52,7 @@ class Sequence:
     first_token: float = 0.0
     last_token: float = 0.0
 
-    def record(self, step: StepResult, rows: slice) -> None:
+    def record(self, step: StepResult | DecodeStep, rows: slice) -> None:
         """Keep gates and decisions of this sequence's rows of a step."""
         self.gates.append(step.gates[rows])
         self.ran.append(step.ran[rows])
@@ -90,16 +92,22 @@ class Decoder:
             group = list(enumerate(sequences))[begin : begin + MAX_BATCH]
             logits = torch.cat([self.begin(sequence) for _, sequence in group])
             while True:
-                for (index, sequence), token, logprob in zip(
-                    group, *self.choose(group, logits), strict=True
-                ):
-                    event = self.accept(index, sequence, token, logprob)
-                    self.release(sequence)
-                    yield event
+                chosen = self.choose(group, logits)
+                for (index, sequence), token, logprob in zip(group, *chosen, strict=True):
+                    yield self.accepted(index, sequence, token, logprob)
                 group = [(i, s) for i, s in group if s.finish_reason is None]
                 if not group:
                     break
+                if can_run_ahead(self.engine, self.params):
+                    yield from run_ahead(self, group)
+                    break
                 logits = self.step([sequence for _, sequence in group])
+
+    def accepted(self, index: int, sequence: Sequence, token: int, logprob: float) -> TokenEvent:
+        """Accept a token; a sequence that ends with it gives its memory back."""
+        event = self.accept(index, sequence, token, logprob)
+        self.release(sequence)
+        return event
 
     def begin(self, sequence: Sequence) -> Tensor:
         """Logits [1, vocab] of the prompt's end, computed or taken over from the twin."""
@@ -149,13 +157,17 @@ class Decoder:
     def step(self, sequences: list[Sequence]) -> Tensor:
         """One token of every sequence; returns logits [sequences, vocab]."""
         ids = torch.tensor([s.tokens[-1] for s in sequences], dtype=torch.int32)
-        masks = [self.routing.rows(s.cache.length, s.cache.length + 1) for s in sequences]
-        mask = None if masks[0] is None else torch.cat([m for m in masks if m is not None])
+        mask = self.step_mask(sequences)
         step = self.forward(ids, [1] * len(sequences), sequences, mask)
         for i, sequence in enumerate(sequences):
             sequence.cache.token_ids.append(sequence.tokens[-1])
             sequence.record(step, slice(i, i + 1))
         return step.logits
+
+    def step_mask(self, sequences: list[Sequence]) -> Tensor | None:
+        """Which layers the next token of each sequence is to run, where that is forced."""
+        masks = [self.routing.rows(s.cache.length, s.cache.length + 1) for s in sequences]
+        return None if masks[0] is None else torch.cat([m for m in masks if m is not None])
 
     def forward(
         self, ids: Tensor, counts: list[int], sequences: list[Sequence], mask: Tensor | None

@@ -1,0 +1,269 @@
+"""Decoding without the host: a token is one graph, and the host reads one step behind.
+
+A graph holds a whole step, from the embedding to the draw and to the next position. Everything that changes between
+steps (tokens, positions, page tables, thresholds, masks) lies in device memory that the graph reads, so a graph is
+captured once for each number of sequences, each doubling of the context and each way to route and to draw.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .cuda_cache import PAGE_TOKENS, CudaKVCache
+from .errors import ShapeError, ValueOutOfRangeError
+from .forward_arguments import ROUTING
+
+if TYPE_CHECKING:
+    from .cuda_engine import CudaEngine
+    from .cuda_runtime import Graph
+
+RING = 4  # steps whose results the host may still have to read
+_MOST_GRAPHS = 16
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn; see csrc/ops/sample.h."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """What one step chose.
+
+    tokens, logprobs: one a sequence. gates: float32 [sequences, routed layers] of the tokens that were computed, NaN
+    when every layer runs. ran: uint8, likewise.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    gates: Tensor
+    ran: Tensor
+
+
+class DecodeState:
+    """Buffers of so many sequences, and the graphs that use them."""
+
+    def __init__(self, engine: CudaEngine, rows: int) -> None:
+        self.engine, self.rows = engine, rows
+        device, host, routed = engine.device, engine.runtime.host, engine.num_routed
+        i32, i64, f32, u8 = torch.int32, torch.int64, torch.float32, torch.uint8
+
+        def room(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.tokens = room(rows, dtype=i32)  # taken by a step, and replaced by what it draws
+        self.positions, self.draws, self.seeds, self.tables = (
+            room(rows, dtype=i64) for _ in range(4)
+        )
+        self.sequences = torch.arange(rows, dtype=i32, device=device)
+        self.step = room(1, dtype=i64)
+        self.thresholds, self.mask = room(routed, dtype=f32), room(rows, routed, dtype=u8)
+        self.logits = room(rows, engine.vocab_size, dtype=f32)
+        self.logprobs, self.faults = room(rows, dtype=f32), room(rows, dtype=i32)
+        self.gates, self.ran = room(rows, routed, dtype=f32), room(rows, routed, dtype=u8)
+        self.ring_tokens, self.ring_faults = (host(RING, rows, dtype=i32) for _ in range(2))
+        self.ring_logprobs = host(RING, rows, dtype=f32)
+        self.ring_gates = host(RING, rows, routed, dtype=f32)
+        self.ring_ran = host(RING, rows, routed, dtype=u8)
+        self.host_masks = [host(rows, routed, dtype=u8) for _ in range(RING)]
+        self._graphs: OrderedDict[tuple[int, int, Sampling], Graph] = OrderedDict()
+
+    def graph(self, pages: int, routing: int, sampling: Sampling) -> Graph:
+        """The step over a context of up to `pages` pages, rounded up to a power of two."""
+        bucket = min(1 << (pages - 1).bit_length(), self.engine.decode_scratch.pages)
+        key = bucket, routing, sampling
+        if key not in self._graphs:
+            # A capture may run the step to load its kernels, and a run moves everything on.
+            kept = [self.tokens, self.positions, self.draws, self.step]
+            before = [tensor.clone() for tensor in kept]
+            self._graphs[key] = self.engine.runtime.capture(
+                lambda: self._launch(bucket, routing, sampling)
+            )
+            for tensor, value in zip(kept, before, strict=True):
+                tensor.copy_(value)
+            if len(self._graphs) > _MOST_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        return self._graphs[key]
+
+    def _launch(self, pages: int, routing: int, sampling: Sampling) -> None:
+        engine, module = self.engine, self.engine.runtime.module
+        stream, rows = engine.runtime.stream, self.rows
+        engine.native.run(
+            stream,
+            rows,
+            False,
+            self.tokens.data_ptr(),
+            self.positions.data_ptr(),
+            self.sequences.data_ptr(),
+            self.tables.data_ptr(),
+            pages,
+            routing,
+            self.mask.data_ptr(),
+            self.thresholds.data_ptr(),
+            0,
+            rows,
+            self.logits.data_ptr(),
+            self.gates.data_ptr(),
+            self.ran.data_ptr(),
+            *engine.decode_scratch.arguments(),
+        )
+        module.sample(
+            stream,
+            module.Rows(self.logits.data_ptr(), rows, engine.vocab_size),
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+            self.seeds.data_ptr(),
+            self.draws.data_ptr(),
+            self.tokens.data_ptr(),
+            self.logprobs.data_ptr(),
+            self.faults.data_ptr(),
+        )
+        read = self.tokens, self.logprobs, self.faults, self.gates, self.ran
+        moved = self.positions, self.draws, self.step
+        ring = (
+            self.ring_tokens,
+            self.ring_logprobs,
+            self.ring_faults,
+            self.ring_gates,
+            self.ring_ran,
+        )
+        module.advance(
+            stream,
+            rows,
+            engine.num_routed,
+            *(t.data_ptr() for t in (*read, *moved)),
+            RING,
+            *(t.data_ptr() for t in ring),
+        )
+
+
+class DecodeRun:
+    """Made by `CudaEngine.decode`: `launch` queues a step, `collect` gives the oldest one's results.
+
+    A run holds its engine's buffers for so many sequences: it ends where the next one begins.
+    """
+
+    def __init__(
+        self,
+        engine: CudaEngine,
+        state: DecodeState,
+        caches: Sequence[CudaKVCache],
+        token_ids: Tensor,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        routing: str,
+        thresholds: Tensor | None,
+    ) -> None:
+        if len(seeds) != len(caches):
+            raise ShapeError(f"engine: {len(seeds)} seeds for {len(caches)} sequences")
+        self._engine, self._state, self._caches = engine, state, list(caches)
+        self._sampling, self._routing = sampling, ROUTING[routing]
+        self._forced = routing in ("forced", "forced_hard")
+        self._queued: deque[Callable[[], None]] = deque()
+        self._launched = self._collected = 0
+        self._forgotten: set[int] = set()
+        lengths = torch.tensor([cache.length for cache in caches], dtype=torch.int64)
+        state.tokens.copy_(token_ids)
+        state.positions.copy_(lengths)
+        state.draws.copy_(lengths + 1)
+        state.seeds.copy_(torch.tensor(list(seeds), dtype=torch.int64))
+        state.tables.copy_(torch.tensor([cache.table.data_ptr() for cache in caches]))
+        state.thresholds.copy_(engine.thresholds if thresholds is None else thresholds)
+        state.step.zero_()
+        if routing == "dense":
+            state.gates.fill_(torch.nan)
+            state.ran.fill_(1)
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that were launched and not collected."""
+        return len(self._queued)
+
+    def launch(self, mask: Tensor | None = None) -> None:
+        """Queue one step of every sequence.
+
+        Args:
+            mask: uint8 [sequences, routed layers], which of them run; for forced routing.
+
+        Raises:
+            ValueOutOfRangeError: a full cache. OutOfMemoryError: no memory for another page; nothing has been queued
+                then, and what is in flight can be collected.
+        """
+        engine, state = self._engine, self._state
+        if self.in_flight >= RING - 1:
+            raise ValueOutOfRangeError(
+                f"engine: {self.in_flight} steps are in flight; collect one before the next"
+            )
+        if self._forgotten:
+            raise ValueOutOfRangeError("engine: a sequence of this run is over; begin another run")
+        if self._forced and (mask is None or mask.shape != state.mask.shape):
+            raise ShapeError(
+                f"engine: forced routing needs a mask {list(state.mask.shape)} of every step"
+            )
+        with engine.exclusive("decode"):
+            for cache in self._caches:
+                cache.reserve(cache.length + 1)
+            with engine.runtime.active():
+                if mask is not None and state.mask.numel():
+                    pinned = state.host_masks[self._launched % RING]
+                    pinned.copy_(mask)
+                    state.mask.copy_(pinned, non_blocking=True)
+                pages = max(cache.length for cache in self._caches) // PAGE_TOKENS + 1
+                state.graph(pages, self._routing, self._sampling).replay()
+                self._queued.append(engine.runtime.mark())
+            self._launched += 1
+            for cache in self._caches:
+                cache.advance(1)
+
+    def collect(self) -> DecodeStep:
+        """Wait for the oldest step in flight. Raises ValueOutOfRangeError where its logits had nothing to choose."""
+        if not self._queued:
+            raise ValueOutOfRangeError("engine: no step is in flight; launch one before collecting")
+        with self._engine.exclusive("decode"):
+            self._queued.popleft()()
+            slot, state = self._collected % RING, self._state
+            self._collected += 1
+            check_faults(state.ring_faults[slot])
+            return DecodeStep(
+                state.ring_tokens[slot].tolist(),
+                state.ring_logprobs[slot].tolist(),
+                state.ring_gates[slot].clone(),
+                state.ring_ran[slot].clone(),
+            )
+
+    def forget(self, sequence: int) -> None:
+        """Take what is in flight back out of a sequence's cache, which is over: nobody wants it."""
+        if sequence in self._forgotten:
+            return
+        self._forgotten.add(sequence)
+        cache = self._caches[sequence]
+        cache.truncate(max(0, cache.length - self.in_flight))
+
+    def cancel(self) -> None:
+        """Wait for what is in flight and forget it, for every sequence."""
+        for number in range(len(self._caches)):
+            self.forget(number)
+        while self._queued:
+            self._queued.popleft()()
+
+
+def check_faults(faults: Tensor) -> None:
+    """Raise for rows of logits that nothing could be drawn from; faults: of csrc/ops/sample.h."""
+    for row, fault in enumerate(faults.tolist()):
+        if fault:
+            what = "a NaN" if fault == 1 else "no finite value"
+            raise ValueOutOfRangeError(f"sample: row {row} of the logits has {what}")
