@@ -44,7 +44,7 @@ def test_every_kernel_is_in_the_table_and_none_spills():
         *("matvec_kernel", "tile_kernel", "route_kernel", "attention_kernel", "compact_kernel"),
         *("folded_kernel", "code_kernel", "head_kernel", "rms_norm_kernel", "rope_kernel"),
         *("rope_table_kernel", "embed_kernel", "kv_append_kernel", "sample_kernel"),
-        *("attention_tiles_kernel", "mixed_kernel"),
+        *("attention_tiles_kernel", "mixed_kernel", "advance_kernel"),
     }
     for name, archs in kernels.items():
         assert sorted(archs) == ARCHS, name
