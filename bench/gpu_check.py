@@ -1,8 +1,9 @@
-"""Proves and times the CUDA kernels of this machine: `python -m bench.gpu_check`, from the repository, in ten minutes.
+"""Proves and times CUDA on this machine: `python -m bench.gpu_check`, from the repository, in ten minutes.
 
 Builds for the devices that are there, runs the tests of the kernels against the plain reference on the device,
-compute-sanitizer where it is installed, and times each op against the bandwidth of a copy. Writes gpu_check.json and
-gpu_check.md.
+compute-sanitizer where it is installed, and times each op against the bandwidth of a copy. With --engine it checks
+and times the engine instead, whole models against layers skipped. Writes gpu_check.json, gpu_check.md and, of the
+engine, gpu_check.png.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ import typer
 
 from flexidepth.cli.common import command_errors, say
 from flexidepth.errors import FlexiDepthError
+from flexidepth.plots import save_figure
 
+from .gpu import engine_run
 from .gpu.cases import LLAMA_3_8B, SMOLLM2, Shape, op_cases, router_case
+from .gpu.engine_check import EngineCheck
+from .gpu.engine_report import EngineReport, check_lines, engine_figure, engine_lines
 from .gpu.timing import OpRow, copy_bandwidth, measure_in_graphs, time_case
 from .machine import describe_machine
 from .results_folder import check_folder, replace_results
 
-FILES = ("gpu_check.json", "gpu_check.md")
+FILES = ("gpu_check.json", "gpu_check.md", "gpu_check.png")
 _ROOT = Path(__file__).resolve().parents[1]
 _SHAPES: dict[str, Shape] = {"llama-3-8b": LLAMA_3_8B, "smollm2-135m": SMOLLM2}
 _ROWS = (1, 4, 8, 16, 64)
@@ -63,11 +68,14 @@ class Report:
     steps: list[Step] = field(default_factory=list)
     bandwidth: float = 0.0
     rows: dict[str, list[OpRow]] = field(default_factory=dict)
+    checks: list[EngineCheck] = field(default_factory=list)
+    engines: list[EngineReport] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether nothing failed; a target that is missed is a figure, not a failure."""
-        return all(step.ok is not False for step in self.steps)
+        steps = all(step.ok is not False for step in self.steps)
+        return steps and all(check.ok for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -75,6 +83,8 @@ class Report:
             **asdict(self),
             "ok": self.ok,
             "rows": {name: [row.to_dict() for row in rows] for name, rows in self.rows.items()},
+            "checks": [check.to_dict() for check in self.checks],
+            "engines": [engine.to_dict() for engine in self.engines],
         }
 
 
@@ -108,6 +118,12 @@ def markdown(report: Report) -> str:
                 f"| {r.op} | {r.what} | {r.rows} | {r.microseconds:.1f} | {r.deviation:.1f} | {r.megabytes:.1f} "
                 f"| {r.gigabytes_per_second:.0f} | {r.share:.0%} | {flops} | {r.target} | {met} |"
             )
+    if report.checks:
+        lines += ["", *check_lines(report.checks)]
+    for engine in report.engines:
+        lines += engine_lines(engine)
+    if not report.rows:
+        return "\n".join(lines) + "\n"
     lines += [
         "",
         "Every time is the median of replays of a CUDA graph that runs the op in turn on copies of its weights, which "
@@ -175,6 +191,13 @@ def test_steps() -> list[Step]:
     return steps
 
 
+def engine_test_steps() -> list[Step]:
+    """The engine's tests on the device."""
+    files = [f"tests/cuda/test_{name}.py" for name in ("engine", "decode", "generate")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *files]
+    return [run_step("tests on the device", command, 240, FLEXIDEPTH_TEST_DEVICE="cuda")]
+
+
 def time_ops(shape: Shape, bandwidth: float, rows: Sequence[int]) -> list[OpRow]:
     """Every op at the shapes of a model; what does not fit the device's memory is left out and said."""
     from flexidepth_ext.cuda_ops import cuda_ops
@@ -200,23 +223,21 @@ def main(
     output_dir: Annotated[Path, typer.Option(help="Where results go.")] = Path("gpu_check"),
     build: Annotated[bool, typer.Option(help="Build first.")] = True,
     tests: Annotated[bool, typer.Option(help="Run the tests on the device.")] = True,
-    shapes: Annotated[str, typer.Option(help="Models whose ops are timed.")] = ",".join(_SHAPES),
-    rows: Annotated[str, typer.Option(help="Numbers of rows.")] = ",".join(map(str, _ROWS)),
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Check and time the engine, not the ops.")
+    ] = False,
+    shapes: Annotated[str, typer.Option(help="Models to time.")] = ",".join(_SHAPES),
+    rows: Annotated[str, typer.Option(help="Numbers of rows of the ops.")] = ",".join(
+        map(str, _ROWS)
+    ),
+    peers: Annotated[bool, typer.Option(help="Time others beside the engine.")] = True,
 ) -> None:
-    """Build, test and time the CUDA kernels on this machine's device."""
+    """Build, test and time the CUDA kernels, or the engine, on this machine's device."""
     names = [name for name in shapes.split(",") if name]
     if wrong := [name for name in names if name not in _SHAPES]:
         raise typer.BadParameter(f"--shapes {wrong[0]}: wanted some of {', '.join(_SHAPES)}")
     check_folder(output_dir)
-    if not torch.cuda.is_available():
-        from flexidepth_ext.cuda_device import cuda_module
-
-        if not build:
-            cuda_module()  # says what is missing, if it knows
-        raise FlexiDepthError(
-            f"gpu_check: torch {torch.__version__} finds no CUDA device; wanted: a machine with one, and a "
-            "torch built for CUDA (`flexidepth doctor` tells what is here)"
-        )
+    _check_device(build)
     report = Report(
         torch.cuda.get_device_name(),
         ".".join(map(str, torch.cuda.get_device_capability())),
@@ -227,12 +248,34 @@ def main(
         report.steps.append(build_step())
         say(f"build: {report.steps[-1].said}")
     if tests and report.ok:
-        report.steps += test_steps()
+        report.steps += engine_test_steps() if engine else test_steps()
     if report.ok:
         report.bandwidth = copy_bandwidth()
         counts = [int(number) for number in rows.split(",")]
-        for name in names:
+        if engine:
+            report.checks, report.engines = engine_run.run(names, report.bandwidth, peers, say)
+        for name in [] if engine else names:
             report.rows[_SHAPES[name].name] = time_ops(_SHAPES[name], report.bandwidth, counts)
+    write_report(report, output_dir)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _check_device(build: bool) -> None:
+    if torch.cuda.is_available():
+        return
+    from flexidepth_ext.cuda_device import cuda_module
+
+    if not build:
+        cuda_module()  # says what is missing, if it knows
+    raise FlexiDepthError(
+        f"gpu_check: torch {torch.__version__} finds no CUDA device; wanted: a machine with one, and a "
+        "torch built for CUDA (`flexidepth doctor` tells what is here)"
+    )
+
+
+def write_report(report: Report, output_dir: Path) -> None:
+    """Write the files of a report, and print its tables."""
     text = markdown(report)
 
     def write(folder: Path) -> None:
@@ -240,12 +283,15 @@ def main(
             json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8"
         )
         (folder / FILES[1]).write_text(text, encoding="utf-8")
+        if any(engine.decode for engine in report.engines):
+            try:
+                save_figure(engine_figure(report.engines, report.device), folder / FILES[2])
+            except FlexiDepthError as error:  # no matplotlib
+                say(f"no plot: {error}")
 
     for path in replace_results(output_dir, write, FILES):
         say(f"wrote {path}")
     print(text)
-    if not report.ok:
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,15 @@ class CudaKVCache:
         assert self._length + tokens <= len(self._pages) * PAGE_TOKENS
         self._length += tokens
 
+    def extend_with_zeros(self, tokens: int) -> None:
+        """Fill an empty cache with `tokens` whose keys and values are 0, for benchmarks: nobody computed them."""
+        assert self._length == 0
+        self.reserve(tokens)
+        with self._runtime.active():
+            for page in self._pages:
+                page.zero_()
+        self._length = tokens
+
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and give whole pages behind them back."""
         if not 0 <= length <= self._length:

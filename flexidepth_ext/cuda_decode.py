@@ -51,6 +51,13 @@ class DecodeStep:
     ran: Tensor
 
 
+class _Uncaptured:
+    """Launches that are made anew each time: those of a graph cannot be waited for one by one."""
+
+    def __init__(self, launch: Callable[[], None]) -> None:
+        self.replay = launch
+
+
 class DecodeState:
     """Buffers of so many sequences, and the graphs that use them."""
 
@@ -83,6 +90,8 @@ class DecodeState:
         """The step over a context of up to `pages` pages, rounded up to a power of two."""
         bucket = min(1 << (pages - 1).bit_length(), self.engine.decode_scratch.pages)
         key = bucket, routing, sampling
+        if self.engine.check:
+            return _Uncaptured(lambda: self._launch(bucket, routing, sampling))
         if key not in self._graphs:
             # A capture may run the step to load its kernels, and a run moves everything on.
             kept = [self.tokens, self.positions, self.draws, self.step]
@@ -118,6 +127,8 @@ class DecodeState:
             self.gates.data_ptr(),
             self.ran.data_ptr(),
             *engine.decode_scratch.arguments(),
+            engine.overlap,
+            engine.check,
         )
         module.sample(
             stream,

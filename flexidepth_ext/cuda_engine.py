@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,10 @@ class CudaEngine:
             are float32.
         max_rows: most tokens in one pass; scratch memory grows with it.
         strict_router: keep W_dec and W_head apart instead of folding them into one vector.
+        overlap: let kernels begin while those before them end (programmatic dependent launch); None = where the
+            device can (compute capability 9.0) and FLEXIDEPTH_CUDA_OVERLAP is 1.
+        check: wait for each kernel, so that an error names the op that it is of; slow. None = whether
+            FLEXIDEPTH_CUDA_DEBUG is 1.
         runtime: of the device; None = the current CUDA device's.
 
     Raises:
@@ -72,6 +77,8 @@ class CudaEngine:
         dtype: torch.dtype,
         max_rows: int = 512,
         strict_router: bool = False,
+        overlap: bool | None = None,
+        check: bool | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         if dtype not in DTYPES:
@@ -90,6 +97,9 @@ class CudaEngine:
         self.vocab_size = int(config.vocab_size)
         self.num_routed = len(config.routing_layers)
         self.strict_router = strict_router
+        wanted = os.environ.get("FLEXIDEPTH_CUDA_OVERLAP") == "1" if overlap is None else overlap
+        self.overlap = wanted and self.runtime.can_overlap
+        self.check = os.environ.get("FLEXIDEPTH_CUDA_DEBUG") == "1" if check is None else check
         self._lock = threading.Lock()
         self._closed = False
         self._head_bytes = config.head_dim * torch.empty((), dtype=dtype).element_size()
@@ -209,6 +219,8 @@ class CudaEngine:
             gates.data_ptr(),
             ran.data_ptr(),
             *scratch.arguments(),
+            self.overlap,
+            self.check,
         )
         return StepResult(logits.cpu(), gates.cpu(), ran.cpu())
 

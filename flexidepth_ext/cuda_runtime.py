@@ -30,6 +30,10 @@ class Runtime(Protocol):
     def stream(self) -> int:
         """Handle of the stream that work is queued on."""
 
+    @property
+    def can_overlap(self) -> bool:
+        """Whether kernels can begin before those ahead of them have ended."""
+
     def active(self) -> AbstractContextManager[Any]:
         """Within it tensors are made on the device and work goes to the engine's stream."""
 
@@ -75,6 +79,11 @@ class CudaRuntime:
     def stream(self) -> int:
         """Handle of the engine's own stream."""
         return int(self._stream.cuda_stream)
+
+    @property
+    def can_overlap(self) -> bool:
+        """From compute capability 9.0 on."""
+        return torch.cuda.get_device_capability(self.device) >= (9, 0)
 
     def active(self) -> AbstractContextManager[Any]:
         """Make the engine's stream and device the current ones."""

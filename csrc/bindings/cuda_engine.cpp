@@ -21,7 +21,8 @@ T* at(Address address) {
 void run(const CudaPass& pass, Address stream, int64_t rows, bool prompt, Address token_ids,
          Address positions, Address sequences, Address tables, int64_t max_pages, int routing,
          Address mask, Address thresholds, Address logits_rows, int64_t num_logits, Address logits,
-         Address gates, Address ran, Address scratch, int64_t scratch_rows, int64_t scratch_pages) {
+         Address gates, Address ran, Address scratch, int64_t scratch_rows, int64_t scratch_pages,
+         bool overlap, bool check) {
   CudaBatch batch;
   batch.rows = rows;
   batch.prompt = prompt;
@@ -41,7 +42,7 @@ void run(const CudaPass& pass, Address stream, int64_t rows, bool prompt, Addres
   batch.scratch = at<void>(scratch);
   batch.scratch_rows = scratch_rows;
   batch.scratch_pages = scratch_pages;
-  pass.run(batch, {at<void>(stream)});
+  pass.run(batch, {at<void>(stream), overlap, check});
 }
 
 void advance(Address stream, int64_t rows, int64_t num_routed, Address tokens, Address logprobs,
@@ -93,7 +94,8 @@ void register_cuda_engine(py::module_& m) {
            py::arg("token_ids"), py::arg("positions"), py::arg("sequences"), py::arg("tables"),
            py::arg("max_pages"), py::arg("routing"), py::arg("mask"), py::arg("thresholds"),
            py::arg("logits_rows"), py::arg("num_logits"), py::arg("logits"), py::arg("gates"),
-           py::arg("ran"), py::arg("scratch"), py::arg("scratch_rows"), py::arg("scratch_pages"));
+           py::arg("ran"), py::arg("scratch"), py::arg("scratch_rows"), py::arg("scratch_pages"),
+           py::arg("overlap"), py::arg("check"));
 }
 
 }  // namespace flexidepth::bindings

@@ -8,6 +8,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) advance_kernel(const AdvanceArgs args) {
+  dev::await_inputs();
   const int64_t slot = *args.step % args.size, decisions = args.rows * args.num_routed;
   for (int64_t i = dev::thread(); i < args.rows; i += kThreads) {
     args.ring_tokens[slot * args.rows + i] = args.tokens[i];

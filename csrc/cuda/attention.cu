@@ -206,6 +206,7 @@ struct PageOf {
 
 template <class T, int L>
 __global__ void __launch_bounds__(kThreads) attention_kernel(const AttentionArgs args) {
+  dev::await_inputs();
   if (dev::block(2) >= live_rows(args.q)) return;
   const PageOf<T, L> page(args);
   if (dev::block(0) >= page.num_pages) return;

@@ -230,6 +230,7 @@ struct QueryTile {
 template <class T, int D>
 __global__ void __launch_bounds__(kAttentionTileThreads, D <= 64 ? 4 : 2)
     attention_tiles_kernel(const AttentionArgs args) {
+  dev::await_inputs();
   const int64_t live = live_rows(args.q);
   const int64_t tiles = (args.q.count + kQueryRows - 1) / kQueryRows;
   const int64_t first = (tiles - 1 - dev::block(0)) * kQueryRows;

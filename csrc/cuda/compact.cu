@@ -10,6 +10,7 @@ constexpr int kWarps = kThreads / kWarp;
 
 // One block: rows keep their order because each knows how many before it run.
 __global__ void __launch_bounds__(kThreads) compact_kernel(const CompactArgs args) {
+  dev::await_inputs();
   auto* running = dev::shared_memory<int32_t>();  // [kWarps] rows of each warp that run
   const int lane = dev::thread() % kWarp, warp = dev::thread() / kWarp;
   int32_t before = 0;  // rows that run in the passes before

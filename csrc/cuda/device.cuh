@@ -61,6 +61,20 @@ __device__ __forceinline__ Chunk load_once(const void* from) {
   return c;
 }
 
+// The first thing that a kernel does on what others wrote, by every thread. Launched with `overlap`
+// (cuda/context.h) a kernel begins while the one before it still runs: here it waits until that one
+// and all its writes are done, and lets the one behind it begin in turn.
+__device__ __forceinline__ void await_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Brings the 128 bytes at an address closer.
+__device__ __forceinline__ void prefetch(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
 __device__ __forceinline__ uint32_t bits_of(float value) { return __float_as_uint(value); }
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ float half_bits_to_float(uint16_t bits) {

@@ -10,6 +10,7 @@ constexpr int kThreads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) embed_kernel(const EmbedArgs args) {
+  dev::await_inputs();
   const T* from = weight_row<T>(args.weight, args.token_ids[dev::block()]);
   float* h = row_of(args.h, dev::block());
   for (int64_t j = dev::thread(); j < args.weight.k; j += kThreads) h[j] = to_float(from[j]);

@@ -10,6 +10,7 @@ constexpr int kThreads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) kv_append_kernel(const KvAppendArgs args) {
+  dev::await_inputs();
   const int64_t i = dev::block();
   if (i >= live_rows(args.k)) return;
   const KvLayout& layout = args.pages.layout;

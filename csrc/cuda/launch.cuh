@@ -40,7 +40,13 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, s
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(context.stream);
+  cudaLaunchAttribute overlap;
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = context.overlap ? 1 : 0;
   check_launch(op, cudaLaunchKernelEx(&config, kernel, args...));
+  if (context.check) check_launch(op, cudaStreamSynchronize(config.stream));
 }
 
 inline void fill_zero(const char* op, void* at, size_t bytes, const Context& context) {

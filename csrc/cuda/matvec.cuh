@@ -115,6 +115,21 @@ __device__ __forceinline__ void load_weights(const T* row, int64_t at, int64_t k
   }
 }
 
+// The beginnings of the warp's weights, while what they are multiplied with is still on its way.
+template <class T, int P, class Op>
+__device__ __forceinline__ void prefetch_first(const Input& in, const Op& op, int64_t block) {
+  constexpr int kLines = 8;
+  constexpr int kValues = 128 / sizeof(T);  // of a line
+  const int64_t first = (block * kMatvecWarps + dev::thread() / kWarp) * P;
+  for (int i = dev::thread() % kWarp; i < P * 2 * kLines; i += kWarp) {
+    const int64_t unit = first + i / (2 * kLines), at = i % kLines * kValues;
+    if (unit >= op.units() || at >= in.k) continue;
+    const Pair<T> pair = op.pair(unit);
+    const T* row = i / kLines % 2 == 0 ? pair.a : pair.b;
+    if (row != nullptr) dev::prefetch(row + at);
+  }
+}
+
 // P pairs of a warp and rows [begin, begin + count), at most M; row_at(m) says where the m-th one
 // is. block: which of those that share the units.
 template <class T, int M, int P, class Op, class RowAt>

@@ -12,6 +12,8 @@ namespace flexidepth::cuda {
 template <class T, int M, class Op>
 __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
     matvec_kernel(const Input in, const Op op) {
+  if (in.x.live == nullptr) prefetch_first<T, matvec_pairs(M)>(in, op, dev::block());
+  dev::await_inputs();
   const int64_t begin = dev::block(1) * M, live = live_rows(in.x);
   if (begin >= live) return;  // the whole block: nothing runs
   const auto row_at = [&](int m) { return row_of(in.x, begin + m); };
@@ -21,6 +23,7 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
 
 template <class T, class Op>
 __global__ void __launch_bounds__(kTileThreads) tile_kernel(const Input in, const Op op) {
+  dev::await_inputs();
   const int64_t begin = dev::block(1) * kTileRows;
   if (begin >= live_rows(in.x)) return;
   tile_product<T>(in, begin, op, dev::shared_memory<unsigned char>());

@@ -142,6 +142,7 @@ __device__ void decide(const RouteArgs& route, Decisions& decisions) {
 template <class T, int M>
 __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
     route_kernel(const Input in, const Projection<T> op, const RouteArgs route) {
+  dev::await_inputs();
   auto* shared = dev::shared_memory<float>();
   auto& decisions = *reinterpret_cast<Decisions*>(shared + op.decisions_at);
   decide(route, decisions);
@@ -171,10 +172,16 @@ template <class T, int M>
 __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
     mixed_kernel(const Input in, const Projection<float> code, const Projection<T> cached,
                  const int64_t code_blocks) {
+  constexpr int kPairs = matvec_pairs(M);
+  if (dev::block() < code_blocks) {
+    prefetch_first<float, kPairs>(in, code, dev::block());
+  } else {
+    prefetch_first<T, kPairs>(in, cached, dev::block() - code_blocks);
+  }
+  dev::await_inputs();
   const int64_t begin = dev::block(1) * M, live = live_rows(in.x);
   if (begin >= live) return;
   const auto row_at = [&](int m) { return row_of(in.x, begin + m); };
-  constexpr int kPairs = matvec_pairs(M);
   auto* shared = dev::shared_memory<float>();
   if (dev::block() < code_blocks) {
     matvec<float, M, kPairs>(in, begin, live - begin, row_at, code, shared, dev::block());

@@ -7,6 +7,7 @@ namespace {
 
 // A block takes a row; its order of summation is the one of the fused norms.
 __global__ void __launch_bounds__(kMatvecThreads) rms_norm_kernel(const RmsNormArgs args) {
+  dev::await_inputs();
   const int64_t i = dev::block();
   if (i >= live_rows(args.x)) return;
   const float* x = row_of(args.x, i);

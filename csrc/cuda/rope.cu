@@ -9,6 +9,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) rope_table_kernel(const RopeTableArgs args) {
+  dev::await_inputs();
   const int64_t i = dev::block(), half = args.head_dim / 2;
   for (int64_t j = dev::thread(); j < half; j += kThreads) {
     // The functions' accurate form: angles reach the length of the context.
@@ -19,6 +20,7 @@ __global__ void __launch_bounds__(kThreads) rope_table_kernel(const RopeTableArg
 }
 
 __global__ void __launch_bounds__(kThreads) rope_kernel(const RopeArgs args) {
+  dev::await_inputs();
   const int64_t i = dev::block(), half = args.head_dim / 2;
   if (i >= live_rows(args.x)) return;
   const float* cos = row_of(args.cos_sin, i);

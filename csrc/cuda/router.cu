@@ -14,6 +14,7 @@ __device__ __forceinline__ int64_t own_row() {
 }
 
 __global__ void __launch_bounds__(kThreads) folded_kernel(const RouterGateArgs args) {
+  dev::await_inputs();
   const int64_t i = own_row();
   if (i >= live_rows(args.encoded)) return;
   const float gate = folded_gate(args, row_of(args.encoded, i));
@@ -22,6 +23,7 @@ __global__ void __launch_bounds__(kThreads) folded_kernel(const RouterGateArgs a
 
 // e becomes z.
 __global__ void __launch_bounds__(kThreads) code_kernel(const RouterGateArgs args) {
+  dev::await_inputs();
   const int64_t i = own_row();
   if (i >= live_rows(args.encoded)) return;
   float* e = row_of(args.encoded, i);
@@ -31,6 +33,7 @@ __global__ void __launch_bounds__(kThreads) code_kernel(const RouterGateArgs arg
 }
 
 __global__ void __launch_bounds__(kThreads) head_kernel(const RouterGateArgs args) {
+  dev::await_inputs();
   const int64_t i = own_row();
   if (i >= live_rows(args.decoded)) return;
   const float* decoded = row_of(args.decoded, i);

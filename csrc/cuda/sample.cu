@@ -236,6 +236,7 @@ class Draw {
 };
 
 __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs args) {
+  dev::await_inputs();
   Draw(args, *dev::shared_memory<Shared>()).run();
 }
 

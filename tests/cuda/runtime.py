@@ -75,6 +75,7 @@ class FakeRuntime:
         self.module = RecordingModule(emulated)
         self.device = torch.device("cpu")
         self.free = free
+        self.can_overlap = True
         self.graphs: list[RecordedGraph] = []
         self.waits = 0
 

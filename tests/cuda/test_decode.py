@@ -106,6 +106,16 @@ def test_a_context_that_grows_over_a_page(make, ids):
         assert [graph.replays for graph in engine.runtime.graphs] == [3, 3]
 
 
+def test_debugging_waits_for_each_kernel_and_captures_nothing(make, ids):
+    model = tiny_model(tiny_config())
+    engines = make(model), make(model, check=True, overlap=True)
+    one, other = (ahead(e, [ids[:5]], [1], 4, Sampling()) for e in engines)
+    assert_same(one, other)
+    if not ON_DEVICE:
+        assert engines[1].runtime.graphs == []
+        assert engines[1].overlap and not engines[0].overlap
+
+
 def test_a_graph_is_captured_once(make, ids):
     if ON_DEVICE:
         pytest.skip("counts the graphs of the fake runtime")

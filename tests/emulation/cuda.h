@@ -103,6 +103,8 @@ inline void fetch_add(uint32_t* at, uint32_t value) { *at += value; }
 inline void fetch_add(uint64_t* at, uint64_t value) { *at += value; }
 inline void fetch_max(uint64_t* at, uint64_t value) { *at = *at < value ? value : *at; }
 inline void fence() {}
+inline void await_inputs() {}
+inline void prefetch(const void*) {}
 
 uint32_t pack(float low, float high, BFloat16);
 uint32_t pack(float low, float high, Float16);

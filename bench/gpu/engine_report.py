@@ -1,0 +1,122 @@
+"""What a check of the CUDA engine found, as tables and as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flexidepth.plots import new_figure
+
+from .engine_check import EngineCheck
+from .engine_peers import PeerRow
+from .engine_timing import DecodeRow, PromptRow
+
+
+@dataclass
+class EngineReport:
+    """Of one model; overlap: whether kernels began while those before them ended."""
+
+    model: str
+    overlap: bool
+    routed: int
+    decode: list[DecodeRow] = field(default_factory=list)
+    prompts: list[PromptRow] = field(default_factory=list)
+    peers: list[PeerRow] = field(default_factory=list)
+    said: str = ""  # why there is nothing, if there is not
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "model": self.model,
+            "overlap": self.overlap,
+            "routed": self.routed,
+            "decode": [row.to_dict() for row in self.decode],
+            "prompts": [row.to_dict() for row in self.prompts],
+            "peers": [row.to_dict() for row in self.peers],
+            "said": self.said,
+        }
+
+
+def check_lines(checks: Sequence[EngineCheck]) -> list[str]:
+    """A table of the checks."""
+    lines = [
+        "## Engine against float32 on the same decisions",
+        "",
+        "| model | type | error, prompt | error, token by token | torch's error | decisions alike | graphs' tokens | |",
+        "|---|---|--:|--:|--:|--:|---|---|",
+    ]
+    for c in checks:
+        lines.append(
+            f"| {c.model} | {c.dtype} | {c.prompt_error:.4f} | {c.token_error:.4f} | {c.torch_error:.4f} "
+            f"| {c.agreement:.2%} | {'alike' if c.same_tokens else 'DIFFER'} | {'ok' if c.ok else 'FAILED'} |"
+        )
+    return lines
+
+
+def engine_lines(report: EngineReport) -> list[str]:
+    """Tables of one model."""
+    lines = ["", f"## {report.model}{', kernels overlap' if report.overlap else ''}", ""]
+    if report.said:
+        return [*lines, report.said]
+    lines += [
+        "| batch | context | layers skipped | ms | p90 | tok/s | GB | of copy | x dense | ideal | of ideal |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for r in report.decode:
+        lines.append(
+            f"| {r.batch} | {r.context} | {_skipped(r.skipped)} | {r.ms:.3f} | {r.ms_p90:.3f} "
+            f"| {r.tokens_per_second:.1f} | {r.gigabytes:.3f} | {r.share:.0%} | {r.speedup:.3f} | {r.ideal:.3f} "
+            f"| {r.speedup / r.ideal:.3f} |"
+        )
+    for peer in report.peers:
+        lines.append(
+            f"| 1 | {peer.context} | {peer.name} | "
+            + (f"{peer.ms:.3f} | | {1e3 / peer.ms:.1f}" if peer.ms else f"{peer.said} | |")
+            + " | | | | | |"
+        )
+    if report.prompts:
+        lines += [
+            "",
+            "| prompt | share skipped | s | tok/s | TFLOP/s | x dense | ideal (FLOP) |",
+            "|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+    for p in report.prompts:
+        share = "dense" if p.share is None else f"{p.share:.0%}"
+        lines.append(
+            f"| {p.tokens} | {share} | {p.seconds:.4f} | {p.tokens_per_second:.0f} | {p.teraflops:.1f} "
+            f"| {p.speedup:.3f} | {p.ideal:.3f} |"
+        )
+    return lines
+
+
+def _skipped(skipped: int | None) -> str:
+    return "dense" if skipped is None else str(skipped)
+
+
+def engine_figure(reports: Sequence[EngineReport], title: str) -> Any:
+    """Tokens per second at batch 1 against layers skipped, a line for each context with its ideal, and the peers."""
+    drawn = [report for report in reports if report.decode]
+    figure, axes = new_figure(7, 4.2 * max(1, len(drawn)), max(1, len(drawn)))
+    for axis, report in zip(axes if len(drawn) > 1 else [axes], drawn, strict=False):
+        alone = [row for row in report.decode if row.batch == 1]
+        for context in dict.fromkeys(row.context for row in alone):
+            own = [r for r in alone if r.context == context]
+            (dense,) = (r.tokens_per_second for r in own if r.skipped is None)
+            ours = [r for r in own if r.skipped is not None]
+            numbers = [r.skipped for r in ours]
+            (line,) = axis.plot(
+                numbers, [r.tokens_per_second for r in ours], "o-", label=f"context {context}"
+            )
+            ideal = [dense * r.ideal for r in ours]
+            axis.plot(numbers, ideal, "--", color=line.get_color(), label="ideal by bytes")
+        for peer in report.peers:
+            if peer.ms:
+                axis.axhline(1e3 / peer.ms, linewidth=0.8, color="black")
+                axis.annotate(peer.name, (0, 1e3 / peer.ms), fontsize=7, va="bottom")
+        axis.set_xlabel(f"layers skipped per token (of {report.routed} routed ones)")
+        axis.set_ylabel("tokens per second")
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=8)
+        axis.set_title(f"{report.model}, {title}", fontsize=9)
+    return figure

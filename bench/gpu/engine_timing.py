@@ -1,0 +1,184 @@
+"""Tokens per second of the CUDA engine against layers skipped, beside the limit by bytes or by arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from flexidepth.config import FlexiDepthConfig
+from flexidepth_ext.cuda_decode import Sampling
+from flexidepth_ext.cuda_engine import CudaEngine
+
+from ..ideal import flops_of_prompt
+from .models import skip_masks, step_bytes
+
+WARM_UP = 8  # steps that are not counted: graphs are captured in them
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """skipped: layers that each sequence skips a token, at random places; None = the dense model. ms: median of a
+    step. share: of the bandwidth of a copy. speedup: over the dense row of the same batch and context; ideal: by the
+    bytes of the very decisions."""
+
+    batch: int
+    context: int
+    skipped: int | None
+    ms: float
+    ms_p90: float
+    tokens_per_second: float
+    gigabytes: float
+    share: float
+    speedup: float
+    ideal: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """share: of the routed layers that each token skips; None = dense. ideal: by arithmetic."""
+
+    tokens: int
+    share: float | None
+    seconds: float
+    tokens_per_second: float
+    teraflops: float
+    speedup: float
+    ideal: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def time_decode(
+    engine: CudaEngine,
+    bandwidth: float,
+    batch: int,
+    context: int,
+    skips: Sequence[int],
+    steps: int = 48,
+) -> list[DecodeRow]:
+    """The dense model, then each number of layers skipped."""
+    rows: list[DecodeRow] = []
+    dense = 0.0
+    dense_bytes = 0.0
+    for skipped in (None, *skips):
+        masks = (
+            None
+            if skipped is None
+            else skip_masks(engine.config, batch, skipped, WARM_UP + steps + 1)
+        )
+        times = _step_times(engine, batch, context, masks, WARM_UP + steps)[WARM_UP:]
+        read = [
+            step_bytes(
+                engine.config,
+                None if masks is None else masks[WARM_UP + i],
+                engine.dtype.itemsize,
+                context,
+                batch,
+            )
+            for i in range(steps)
+        ]
+        mean, median = statistics.fmean(read), statistics.median(times)
+        if skipped is None:
+            dense, dense_bytes = median, mean
+        rows.append(
+            DecodeRow(
+                batch,
+                context,
+                skipped,
+                median * 1e3,
+                sorted(times)[int(0.9 * (len(times) - 1))] * 1e3,
+                batch / median,
+                mean / 1e9,
+                mean / median / bandwidth,
+                dense / median,
+                dense_bytes / mean,
+            )
+        )
+    return rows
+
+
+def _step_times(
+    engine: CudaEngine, batch: int, context: int, masks: list[torch.Tensor] | None, steps: int
+) -> list[float]:
+    """Seconds between the results of steps, one of which is always in flight."""
+    caches = [engine.new_cache(context + steps + 1) for _ in range(batch)]
+    for cache in caches:
+        cache.extend_with_zeros(context)
+    run = engine.decode(
+        caches,
+        [5] * batch,
+        Sampling(),
+        seeds=[0] * batch,
+        routing="dense" if masks is None else "forced_hard",
+    )
+    run.launch(None if masks is None else masks[0])
+    seconds = []
+    last = time.perf_counter()
+    for number in range(1, steps + 1):
+        run.launch(None if masks is None else masks[number])
+        run.collect()
+        now = time.perf_counter()
+        seconds.append(now - last)
+        last = now
+    run.cancel()
+    for cache in caches:
+        cache.release()
+    return seconds
+
+
+def time_prompts(
+    engine: CudaEngine, tokens: int, shares: Sequence[float], repeats: int = 5
+) -> list[PromptRow]:
+    """The dense model, then each share of the routed layers skipped."""
+    config, rows = engine.config, list[PromptRow]()
+    ids = torch.randint(0, config.vocab_size, (tokens,), dtype=torch.int32)
+    dense = 0.0
+    for share in (None, *shares):
+        skipped = round((share or 0.0) * config.num_routed_layers)
+        mask = skip_masks(config, tokens, skipped, 1)[0]
+        times = []
+        for _ in range(repeats + 1):
+            cache = engine.new_cache(tokens)
+            begin = time.perf_counter()
+            for start in range(0, tokens, engine.max_rows):
+                piece = slice(start, start + engine.max_rows)
+                engine.forward(
+                    ids[piece].clone(),
+                    [len(ids[piece])],
+                    [cache],
+                    routing="dense" if share is None else "forced_hard",
+                    mask=None if share is None else mask[piece].clone(),
+                )
+            times.append(time.perf_counter() - begin)
+            cache.release()
+        median = statistics.median(times[1:])  # the first one warms up
+        dense = dense or median
+        got = skipped / max(1, config.num_routed_layers)
+        flops = _flops(config, tokens, None if share is None else got)
+        rows.append(
+            PromptRow(
+                tokens,
+                None if share is None else got,
+                median,
+                tokens / median,
+                flops / median / 1e12,
+                dense / median,
+                _flops(config, tokens, None) / flops,
+            )
+        )
+    return rows
+
+
+def _flops(config: FlexiDepthConfig, tokens: int, share: float | None) -> float:
+    return flops_of_prompt(config, tokens, share or 0.0, routers=share is not None)

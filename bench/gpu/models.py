@@ -1,0 +1,95 @@
+"""Models of known shapes with random weights, made where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexidepth.checkpoints.checkpoint import expected_shapes
+from flexidepth.config import FlexiDepthConfig
+from flexidepth.initialization import initial_routing
+
+_SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 256, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 1024, "routing_layers": [2, 3], "router_reduction_factor": 4,
+        "adapter_reduction_factor": 4,
+    },
+    "smollm2-135m": {
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+        "max_position_embeddings": 8192, "routing_layers": list(range(15, 30)),
+        "tie_word_embeddings": True, "adapter_reduction_factor": 8,
+    },
+    "llama-3-8b": {
+        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 128, "max_position_embeddings": 8192, "routing_layers": list(range(16, 32)),
+        "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+NAMES = tuple(_SHAPES)
+
+
+def model_config(name: str) -> FlexiDepthConfig:
+    """The configuration of a model of NAMES, the later half of its layers routed."""
+    return FlexiDepthConfig(**_SHAPES[name])
+
+
+def random_weights(
+    config: FlexiDepthConfig, dtype: torch.dtype, device: torch.device | str, seed: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights whose products neither grow nor vanish, and routers whose gates spread; (name, tensor) pairs."""
+    generator = torch.Generator(device).manual_seed(seed)
+    routing = dict(initial_routing(config, seed))
+    for name, shape in expected_shapes(config).items():
+        if ".router." in name and name in routing:
+            yield name, routing[name].to(device)
+        elif len(shape) == 1:
+            yield name, torch.ones(shape, device=device)
+        else:
+            made = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+            yield name, made.mul_(shape[1] ** -0.5)
+
+
+def skip_masks(
+    config: FlexiDepthConfig, rows: int, skipped: int, count: int, seed: int = 0
+) -> list[Tensor]:
+    """`count` masks uint8 [rows, routed layers], 1 = run, each row with exactly `skipped` zeros at random places."""
+    generator = torch.Generator().manual_seed(seed)
+    routed = config.num_routed_layers
+    order = torch.rand(count, rows, routed, generator=generator).argsort(-1)
+    return list((order >= skipped).to(torch.uint8))
+
+
+def step_bytes(
+    config: FlexiDepthConfig, mask: Tensor | None, weight_bytes: int, context: int, rows: int
+) -> float:
+    """Bytes that one step of `rows` sequences reads: each weight once if any row needs it, keys and values of each
+    row that runs. mask: uint8 [rows, routed layers]; None = the dense model, without routers."""
+    d, f = config.hidden_size, config.intermediate_size
+    q, kv = (
+        heads * config.head_dim
+        for heads in (config.num_attention_heads, config.num_key_value_heads)
+    )
+    layers, routed = config.num_hidden_layers, config.num_routed_layers
+    always, runs, skips = 2 * d * kv + 2 * d, 2 * d * q + 3 * d * f, 3 * d * config.adapter_dim
+    past = 2 * weight_bytes * kv * context
+    if mask is None:
+        return (
+            weight_bytes * (layers * (always + runs) + config.vocab_size * d) + layers * rows * past
+        )
+    running = mask.bool()
+    some_run, some_skip = int(running.any(0).sum()), int((~running).any(0).sum())
+    weights = (
+        layers * always
+        + (layers - routed + some_run) * runs
+        + some_skip * skips
+        + config.vocab_size * d
+    )
+    attending = (layers - routed) * rows + int(running.sum())
+    return weight_bytes * weights + 4 * routed * d * config.router_dim + attending * past

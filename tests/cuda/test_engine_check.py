@@ -1,0 +1,136 @@
+"""`gpu_check --engine` as far as it goes without a device: the whole run on emulated kernels, figures and refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import gpu_check
+from bench.gpu import engine_peers, engine_run, engine_timing
+from bench.gpu.engine_peers import COMPILED, GRAPH, time_peers
+from bench.gpu.models import model_config, random_weights, skip_masks, step_bytes
+from bench.gpu_check import Report, write_report
+from flexidepth.errors import OutOfMemoryError
+
+from .runtime import FakeRuntime
+
+
+@pytest.fixture
+def found(emulated, monkeypatch):
+    monkeypatch.setattr(engine_timing, "WARM_UP", 1)
+    return engine_run.run(
+        ["tiny"],
+        1e9,
+        False,
+        lambda _: None,
+        make_runtime=lambda: FakeRuntime(emulated),
+        checked=["tiny"],
+        contexts=(8,),
+        batches=(1, 2),
+        prompt=16,
+        steps=2,
+    )
+
+
+def test_the_whole_run(found, tmp_path):
+    checks, reports = found
+    assert [check.dtype for check in checks] == ["bfloat16", "float16"]
+    for check in checks:
+        assert check.ok and 0 < check.prompt_error < 1 and check.same_tokens
+        assert not replace(check, same_tokens=False).ok
+        assert not replace(check, token_error=3 * check.torch_error).ok
+        assert not replace(check, agreement=0.99).ok
+    assert [(r.model, r.overlap) for r in reports] == [("tiny", False), ("tiny", True)]
+    rows = reports[0].decode
+    assert [(r.batch, r.skipped) for r in rows] == [
+        *((1, n) for n in (None, 0, 1, 2)),
+        *((2, n) for n in (None, 0, 1)),
+    ]
+    for row in rows:
+        assert row.tokens_per_second == pytest.approx(row.batch * 1e3 / row.ms)
+        assert row.speedup > 0 and (row.ideal == 1 if row.skipped is None else row.ideal > 0.5)
+    assert rows[3].ideal > rows[2].ideal > rows[1].ideal
+    assert [p.share for p in reports[0].prompts] == [None, 0, 0.5, 1]
+    report = Report("a device", "9.0", {"commit": "abc"}, "python x", bandwidth=1e9)
+    report.checks, report.engines = checks, reports
+    write_report(report, tmp_path)
+    text = (tmp_path / "gpu_check.md").read_text()
+    assert "| tiny | bfloat16 |" in text and "## tiny, kernels overlap" in text
+    assert "| 1 | 8 | dense |" in text and "| 16 | 50% |" in text
+    written = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert written["ok"] and len(written["engines"][0]["decode"]) == len(rows)
+    assert (tmp_path / "gpu_check.png").stat().st_size > 1000
+
+
+def test_a_wrong_engine_is_not_timed(emulated, monkeypatch):
+    check = engine_run.EngineCheck("tiny", "bfloat16", 1.0, 1.0, 0.1, 1.0, True)
+    monkeypatch.setattr(engine_run, "check_engine", lambda *_: check)
+    make = lambda: FakeRuntime(emulated)  # noqa: E731
+    checks, reports = engine_run.run(["tiny"], 1e9, False, lambda _: None, make_runtime=make)
+    assert len(checks) == 4 and reports == []
+    report = Report("a device", "9.0", {}, "python x", checks=checks)
+    assert not report.ok and "FAILED" in gpu_check.markdown(report)
+
+
+def test_a_model_that_does_not_fit_is_told(emulated, monkeypatch):
+    def refuse(*_, **__):
+        raise OutOfMemoryError("engine: no memory")
+
+    monkeypatch.setattr(engine_run, "CudaEngine", refuse)
+    monkeypatch.setattr(engine_run, "time_peers", lambda *_: [])
+    _, reports = engine_run.run(
+        ["tiny"], 1e9, True, lambda _: None, make_runtime=lambda: FakeRuntime(emulated), checked=[]
+    )
+    assert reports[0].said == "left out: engine: no memory" and reports[0].peers == []
+    report = Report("a device", "9.0", {}, "python x", engines=reports)
+    assert "left out: engine: no memory" in gpu_check.markdown(report)
+
+
+def test_peers_that_cannot_run_say_why(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(engine_peers, "_in_a_graph", lambda step: step)
+    plain, compiled = time_peers(
+        model_config("tiny"), torch.float32, torch.device("cpu"), 4, steps=2
+    )
+    assert plain.name == GRAPH and plain.ms is not None and plain.ms > 0, plain.said
+    assert (compiled.name, compiled.ms) == (COMPILED, None)
+    assert compiled.said == "RuntimeError: no compiler"
+
+
+def test_weights_are_those_of_the_model():
+    config = model_config("tiny")
+    weights = dict(random_weights(config, torch.bfloat16, "cpu"))
+    assert weights["lm_head.weight"].dtype == torch.bfloat16
+    assert weights["model.layers.2.router.enc.weight"].std() > 0
+    big = model_config("llama-3-8b")
+    assert (big.num_routed_layers, big.adapter_dim) == (16, 896)
+
+
+def test_masks_skip_exactly_so_many():
+    masks = skip_masks(model_config("smollm2-135m"), 3, 4, 5)
+    assert len(masks) == 5
+    for mask in masks:
+        assert mask.shape == (3, 15) and mask.sum(1).tolist() == [11, 11, 11]
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_bytes_are_those_of_the_union():
+    from bench.ideal import bytes_per_token
+
+    config = model_config("smollm2-135m")
+    assert step_bytes(config, None, 2, 7, 1) == bytes_per_token(config, 0, context=7, routers=False)
+    one = torch.ones(1, 15, dtype=torch.uint8)
+    assert step_bytes(config, one, 2, 7, 1) == bytes_per_token(config, 0, context=7)
+    one[0, :4] = 0
+    assert step_bytes(config, one, 2, 7, 1) == bytes_per_token(config, 4, context=7)
+    two = torch.cat([one, 1 - one])
+    both = step_bytes(config, two, 2, 0, 2)
+    everything = step_bytes(config, torch.ones(2, 15, dtype=torch.uint8), 2, 0, 2)
+    adapters = 15 * 2 * 3 * 576 * config.adapter_dim
+    assert both == everything + adapters
