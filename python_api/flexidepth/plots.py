@@ -18,6 +18,7 @@ _MAX_TOKENS = 120
 _MAX_INCHES = 200.0  # an image holds at most 2^16 points a side
 _DPI = 150
 _DARK = "#d95f02"
+_WORST_RATIO = 5.0  # what is worse than five times the base model leaves the picture
 
 
 def new_figure(
@@ -155,7 +156,7 @@ def _draw_speeds(axis: Any, rows: list[dict[str, Any]], threads: int) -> None:
 
 
 def quality_figure(result: dict[str, Any]) -> Any:
-    """Perplexity over the base model's, on a log scale, against mean layers skipped and against the weights that
+    """Perplexity over the base model's, on a log scale up to 5 times, against mean layers skipped and against the weights that
     decoding a token reads: a row of panels for each set of texts, a line for each method.
 
     result: the JSON of `flexidepth eval`. CheckpointError where it is not one with rows of texts.
@@ -193,6 +194,11 @@ def _draw_quality(
         else:
             axis.plot([place(r) for r in own], [r["ratio"] for r in own], "o-", label=method)
     axis.set_yscale("log")
+    worst = max((r["ratio"] for r in rows if r["ratio"] is not None), default=1.0)
+    axis.set_ylim(0.95, min(1.1 * worst, _WORST_RATIO))
+    ticks = [1, 1.2, 1.5, 2, 3, 4, 5]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_yticks([], minor=True)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.grid(visible=True, which="both", linewidth=0.3)
 
