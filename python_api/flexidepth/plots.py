@@ -156,8 +156,8 @@ def _draw_speeds(axis: Any, rows: list[dict[str, Any]], threads: int) -> None:
 
 
 def quality_figure(result: dict[str, Any]) -> Any:
-    """Perplexity over the base model's, on a log scale up to 5 times, against mean layers skipped and against the weights that
-    decoding a token reads: a row of panels for each set of texts, a line for each method.
+    """Perplexity over the base model's, on a log scale up to 5 times, against mean layers skipped and against the
+    weights that decoding a token reads: a row of panels for each set of texts, a line for each method.
 
     result: the JSON of `flexidepth eval`. CheckpointError where it is not one with rows of texts.
     """
