@@ -1,4 +1,4 @@
-"""What stands between the engine and a device, where there is none; and memory that is looked at before it is filled."""
+"""What stands between the engine and a device, where there is none; memory that is looked at before it is filled."""
 
 from __future__ import annotations
 
