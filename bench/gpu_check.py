@@ -75,7 +75,8 @@ class Report:
     def ok(self) -> bool:
         """Whether nothing failed; a target that is missed is a figure, not a failure."""
         steps = all(step.ok is not False for step in self.steps)
-        return steps and all(check.ok for check in self.checks)
+        engines = not any(engine.said for engine in self.engines)
+        return steps and engines and all(check.ok for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -177,7 +178,7 @@ def build_step() -> Step:
 def test_steps() -> list[Step]:
     """The kernels' tests on the device, by themselves and under compute-sanitizer."""
     tests = [sys.executable, "-m", "pytest", "-q", "-x", "tests/cuda"]
-    on_device = {"FLEXIDEPTH_TEST_DEVICE": "cuda"}
+    on_device = {"FLEXIDEPTH_TEST_DEVICE": "cuda", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0"}
     steps = [run_step("tests on the device", tests, 240, **on_device)]
     sanitizer = shutil.which(
         "compute-sanitizer", path=os.environ.get("PATH", "") + ":/usr/local/cuda/bin"
@@ -253,10 +254,20 @@ def main(
         report.bandwidth = copy_bandwidth()
         counts = [int(number) for number in rows.split(",")]
         if engine:
-            report.checks, report.engines = engine_run.run(names, report.bandwidth, peers, say)
+            engine_run.run(
+                names,
+                report.bandwidth,
+                peers,
+                say,
+                report.checks,
+                report.engines,
+                lambda: write_report(report, output_dir),
+            )
         for name in [] if engine else names:
             report.rows[_SHAPES[name].name] = time_ops(_SHAPES[name], report.bandwidth, counts)
-    write_report(report, output_dir)
+    for path in write_report(report, output_dir):
+        say(f"wrote {path}")
+    print(markdown(report))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -274,8 +285,8 @@ def _check_device(build: bool) -> None:
     )
 
 
-def write_report(report: Report, output_dir: Path) -> None:
-    """Write the files of a report, and print its tables."""
+def write_report(report: Report, output_dir: Path) -> list[Path]:
+    """Write the files of a report, in place of those of an earlier one."""
     text = markdown(report)
 
     def write(folder: Path) -> None:
@@ -289,9 +300,7 @@ def write_report(report: Report, output_dir: Path) -> None:
             except FlexiDepthError as error:  # no matplotlib
                 say(f"no plot: {error}")
 
-    for path in replace_results(output_dir, write, FILES):
-        say(f"wrote {path}")
-    print(text)
+    return list(replace_results(output_dir, write, FILES))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ function(flexidepth_cuda_archs nvcc out)
       list(TRANSFORM archs REPLACE "\\." "")
       list(REMOVE_DUPLICATES archs)
       list(SORT archs COMPARE NATURAL)
+      list(FILTER archs EXCLUDE REGEX "^[1-7].$")  # they lack instructions that the kernels use
     endif()
   endif()
   if(NOT archs)

@@ -69,7 +69,7 @@ class CudaKVCache:
         if missing <= 0:
             return
         made: list[Tensor] = []
-        with self._runtime.active():
+        with torch.inference_mode(False), self._runtime.active():
             try:
                 for _ in range(missing):
                     page = torch.empty(
@@ -128,6 +128,7 @@ class CudaKVCache:
 
     def poison_unused(self) -> None:
         """Fill the slots behind length() with NaN, for tests."""
-        for number, page in enumerate(self._pages):
-            used = max(0, min(PAGE_TOKENS, self._length - number * PAGE_TOKENS))
-            page.view(-1, PAGE_TOKENS, self._head_bytes)[:, used:].fill_(255)
+        with self._runtime.active():
+            for number, page in enumerate(self._pages):
+                used = max(0, min(PAGE_TOKENS, self._length - number * PAGE_TOKENS))
+                page.view(-1, PAGE_TOKENS, self._head_bytes)[:, used:].fill_(255)

@@ -7,6 +7,7 @@ captured once for each number of sequences, each doubling of the context and eac
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ class DecodeState:
     """Buffers of so many sequences, and the graphs that use them."""
 
     def __init__(self, engine: CudaEngine, rows: int) -> None:
-        self.engine, self.rows = engine, rows
+        # The engine has its states; a cycle would keep both in memory until the collector comes.
+        self.engine: CudaEngine = weakref.proxy(engine)
+        self.rows = rows
         device, host, routed = engine.device, engine.runtime.host, engine.num_routed
         i32, i64, f32, u8 = torch.int32, torch.int64, torch.float32, torch.uint8
 
@@ -159,6 +162,7 @@ class DecodeState:
             *(t.data_ptr() for t in (*read, *moved)),
             RING,
             *(t.data_ptr() for t in ring),
+            engine.check,
         )
 
 
@@ -228,7 +232,7 @@ class DecodeRun:
         with engine.exclusive("decode"):
             for cache in self._caches:
                 cache.reserve(cache.length + 1)
-            with engine.runtime.active():
+            with engine.memory_errors("decode"), engine.runtime.active():
                 if mask is not None and state.mask.numel():
                     pinned = state.host_masks[self._launched % RING]
                     pinned.copy_(mask)

@@ -76,12 +76,28 @@ def has_kernels(capability: tuple[int, int], archs: str) -> bool:
     major, minor = capability
     for arch in archs.split(","):
         number, _, kind = arch.partition("-")
-        own_major, own_minor = divmod(int(number), 10)
+        own_major, own_minor = divmod(_arch_number(number), 10)
         if kind != "virtual" and own_major == major and own_minor <= minor:
             return True
-        if kind != "real" and (own_major, own_minor) <= (major, minor):
+        if kind != "real" and ptx_family(_arch_number(number)) <= 10 * major + minor:
             return True
     return False
+
+
+def ptx_family(arch: int) -> int:
+    """Architecture of the PTX that a build for `arch` keeps: devices of a family share one (cmake/CudaPlan.cmake)."""
+    return 90 if arch >= 90 else min(arch, 80)
+
+
+def can_overlap(capability: tuple[int, int], archs: str) -> bool:
+    """Whether the code that a device of this capability runs waits for the kernels before it where it has to."""
+    newer = [arch for arch in archs.split(",") if _arch_number(arch) >= 90]
+    return capability >= (9, 0) and has_kernels(capability, ",".join(newer) or "0-real")
+
+
+def _arch_number(arch: str) -> int:
+    """90 of "90", "90a" and "90-real"."""
+    return int(arch.partition("-")[0].rstrip("af"))
 
 
 def _version(number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MAX_DECODE_ROWS = 8  # sequences of a decoding step
 _MAX_HEAD_DIM = 128
+_MAX_ROWS = 65535  # of a grid's last axis
 
 
 class Scratch:
@@ -58,6 +60,7 @@ class CudaEngine:
         dtype: torch.bfloat16, torch.float16 or torch.float32, for matrices and cache. Norms, biases and the router
             are float32.
         max_rows: most tokens in one pass; scratch memory grows with it.
+        max_length: most tokens of a sequence; None = the model's positions.
         strict_router: keep W_dec and W_head apart instead of folding them into one vector.
         overlap: let kernels begin while those before them end (programmatic dependent launch); None = where the
             device can (compute capability 9.0) and FLEXIDEPTH_CUDA_OVERLAP is 1.
@@ -75,7 +78,8 @@ class CudaEngine:
         weights: Iterable[tuple[str, Tensor]],
         *,
         dtype: torch.dtype,
-        max_rows: int = 512,
+        max_rows: int = 1024,
+        max_length: int | None = None,
         strict_router: bool = False,
         overlap: bool | None = None,
         check: bool | None = None,
@@ -85,8 +89,8 @@ class CudaEngine:
             raise DtypeError(
                 f"engine: dtype {dtype}; the CUDA engine takes torch.bfloat16, torch.float16 or torch.float32"
             )
-        if max_rows < 1:
-            raise ValueOutOfRangeError(f"engine: max_rows is {max_rows}; at least 1 is needed")
+        if not 1 <= max_rows <= _MAX_ROWS:
+            raise ValueOutOfRangeError(f"engine: max_rows is {max_rows}; wanted 1 to {_MAX_ROWS}")
         if config.head_dim % 8 or config.head_dim > _MAX_HEAD_DIM:
             raise UnsupportedError(
                 f"engine: head_dim is {config.head_dim}; the CUDA kernels take multiples of 8 up to {_MAX_HEAD_DIM}, "
@@ -94,6 +98,8 @@ class CudaEngine:
             )
         self.runtime = CudaRuntime() if runtime is None else runtime
         self.config, self.dtype, self.max_rows = config, dtype, max_rows
+        positions = int(config.max_position_embeddings)
+        self.max_length = min(max_length or positions, positions)
         self.vocab_size = int(config.vocab_size)
         self.num_routed = len(config.routing_layers)
         self.strict_router = strict_router
@@ -103,16 +109,21 @@ class CudaEngine:
         self._lock = threading.Lock()
         self._closed = False
         self._head_bytes = config.head_dim * torch.empty((), dtype=dtype).element_size()
-        with self._memory_errors("load the model"), self.runtime.active():
-            self.inv_freq = torch.tensor(config.rope_inv_freq(), device=self.runtime.device)
+        # Kernels that are queued write to pinned memory, which must not go before they end.
+        weakref.finalize(self, self.runtime.synchronize)
+        self.runtime.follow()
+        with self.memory_errors("load the model"), self.runtime.active():
+            device = self.runtime.device
+            self.inv_freq = torch.tensor(config.rope_inv_freq(), dtype=torch.float32, device=device)
             self.native = self.runtime.module.CudaPass(
                 shape_of(config, dtype, strict_router), self.inv_freq.data_ptr()
             )
             self._weights = load_weights(self, weights)
+            self.runtime.synchronize()  # the caller's tensors are no longer read
             self.thresholds = torch.tensor(
-                [float(t) for t in config.router_thresholds], device=self.runtime.device
+                [float(t) for t in config.router_thresholds], dtype=torch.float32, device=device
             )
-            pages = -(-int(config.max_position_embeddings) // PAGE_TOKENS)
+            pages = -(-self.max_length // PAGE_TOKENS)
             self.decode_scratch = Scratch(self, MAX_DECODE_ROWS, pages, prompt=False)
             self._prompt_scratch = Scratch(self, max_rows, pages, prompt=True)
         self.native.finish_loading()
@@ -137,12 +148,12 @@ class CudaEngine:
         """An empty cache for up to `max_length` tokens; memory is taken as tokens arrive."""
         if self._closed:
             raise EngineClosedError("engine: new_cache after close()")
-        limit = int(self.config.max_position_embeddings)
-        if not 1 <= max_length <= limit:
+        if not 1 <= max_length <= self.max_length:
             raise ValueOutOfRangeError(
-                f"cache: max_length is {max_length}; this model has positions for 1 to {limit} tokens"
+                f"cache: max_length is {max_length}; this model was loaded for 1 to {self.max_length} tokens"
             )
-        return CudaKVCache(self.runtime, self.native.page_bytes, self._head_bytes, max_length)
+        with self.memory_errors("make a cache"):
+            return CudaKVCache(self.runtime, self.native.page_bytes, self._head_bytes, max_length)
 
     def forward(
         self,
@@ -157,8 +168,8 @@ class CudaEngine:
     ) -> StepResult:
         """Append tokens to their caches and compute logits; see `engine.Engine.forward`.
 
-        Arguments and results are in host memory. A row's bits depend on whether it stands alone (decoding) or among
-        other rows of its sequence (a prompt), and on nothing else of its company.
+        Arguments and results are in host memory. A row's bits do not depend on which rows are beside it, but, in half
+        precision, on whether it is among up to 8 rows or more.
         """
         with self.exclusive("forward"):
             rows = token_ids.shape[0]
@@ -168,7 +179,7 @@ class CudaEngine:
             self._check_batch(token_ids, counts, caches, routing, mask, wanted)
             for cache, count in zip(caches, counts, strict=True):
                 cache.reserve(cache.length + count)
-            with self._memory_errors("run a pass"), self.runtime.active():
+            with self.memory_errors("run a pass"), self.runtime.active():
                 result = self._run(
                     token_ids, counts, caches, ROUTING[routing], mask, thresholds, wanted
                 )
@@ -199,8 +210,9 @@ class CudaEngine:
         inputs = [t.to(device) for t in (token_ids, positions, sequences, tables, logits_rows)]
         forced = None if mask is None or not mask.numel() else mask.to(device)
         taus = self.thresholds if thresholds is None else thresholds.to(device)
-        logits = torch.empty(logits_rows.shape[0], self.vocab_size, device=device)
-        gates = torch.full((rows, self.num_routed), torch.nan, device=device)
+        f32 = torch.float32
+        logits = torch.empty(logits_rows.shape[0], self.vocab_size, dtype=f32, device=device)
+        gates = torch.full((rows, self.num_routed), torch.nan, dtype=f32, device=device)
         ran = torch.ones(rows, self.num_routed, dtype=torch.uint8, device=device)
         prompt = rows > len(caches) or rows > MAX_DECODE_ROWS
         scratch = self._prompt_scratch if prompt else self.decode_scratch
@@ -239,13 +251,13 @@ class CudaEngine:
         with self.exclusive("sample"):
             check_sampling(logits, temperature, top_k, top_p, min_p, seeds, positions)
             rows, vocab = logits.shape
-            with self._memory_errors("choose tokens"), self.runtime.active():
+            with self.memory_errors("choose tokens"), self.runtime.active():
                 device = self.device
                 moved, own, places = (t.to(device) for t in (logits, seeds, positions))
                 tokens, faults = (
                     torch.empty(rows, dtype=torch.int32, device=device) for _ in range(2)
                 )
-                logprobs = torch.empty(rows, device=device)
+                logprobs = torch.empty(rows, dtype=torch.float32, device=device)
                 module = self.runtime.module
                 module.sample(
                     self.runtime.stream,
@@ -291,7 +303,7 @@ class CudaEngine:
                 raise ValueOutOfRangeError(
                     f"engine: {len(caches)} sequences decode side by side; at most {MAX_DECODE_ROWS} can"
                 )
-            with self._memory_errors("decode"), self.runtime.active():
+            with self.memory_errors("decode"), self.runtime.active():
                 state = self._decoding.get(len(caches)) or DecodeState(self, len(caches))
                 self._decoding[len(caches)] = state
                 return DecodeRun(self, state, caches, ids, sampling, seeds, routing, thresholds)
@@ -306,6 +318,7 @@ class CudaEngine:
             self._weights = []
             self._decoding.clear()
             del self.decode_scratch, self._prompt_scratch, self.thresholds, self.inv_freq
+            self.runtime.give_back()
 
     @contextmanager
     def exclusive(self, what: str) -> Iterator[None]:
@@ -322,10 +335,15 @@ class CudaEngine:
             self._lock.release()
 
     @contextmanager
-    def _memory_errors(self, what: str) -> Iterator[None]:
+    def memory_errors(self, what: str) -> Iterator[None]:
+        """Turn the device's lack of memory into OutOfMemoryError; what is made within is for any mode of torch."""
         try:
-            yield
-        except torch.OutOfMemoryError as error:
+            with torch.inference_mode(False):
+                yield
+        except RuntimeError as error:
+            # Graphs and pinned memory have other types of error than tensors do.
+            if "out of memory" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+                raise
             raise OutOfMemoryError(
                 f"engine: the device has no memory to {what} ({self.runtime.free_bytes() / 1e9:.2f} GB are free); "
                 "load a smaller dtype, lower max_rows, or release caches"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -9,8 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .cuda_device import cuda_module
+from .cuda_device import can_overlap, cuda_module
 from .errors import UnsupportedError
+
+_CAPTURING = threading.Lock()
 
 
 class Graph(Protocol):
@@ -34,6 +37,9 @@ class Runtime(Protocol):
     def can_overlap(self) -> bool:
         """Whether kernels can begin before those ahead of them have ended."""
 
+    def follow(self) -> None:
+        """Work that is queued from here on waits for what the caller's stream holds."""
+
     def active(self) -> AbstractContextManager[Any]:
         """Within it tensors are made on the device and work goes to the engine's stream."""
 
@@ -52,6 +58,9 @@ class Runtime(Protocol):
     def synchronize(self) -> None:
         """Wait for all work that was queued."""
 
+    def give_back(self) -> None:
+        """Let others have device memory that is no longer used."""
+
 
 class CudaRuntime:
     """The runtime of an NVIDIA device, by way of torch.
@@ -62,9 +71,10 @@ class CudaRuntime:
     def __init__(self, device: str | torch.device = "cuda") -> None:
         self.module = cuda_module()
         if not torch.cuda.is_available():
+            what = "was built without CUDA" if torch.version.cuda is None else "finds no device"
             raise UnsupportedError(
-                f"cuda: torch {torch.__version__} was built without CUDA, and the engine's memory is torch's; install "
-                "a torch for CUDA (https://pytorch.org), or use device='cpu'"
+                f"cuda: torch {torch.__version__} {what}, and the engine's memory is torch's; install a torch for the "
+                "CUDA that the driver supports (https://pytorch.org), or use device='cpu'"
             )
         wanted = torch.device(device)
         index = torch.cuda.current_device() if wanted.index is None else wanted.index
@@ -82,8 +92,12 @@ class CudaRuntime:
 
     @property
     def can_overlap(self) -> bool:
-        """From compute capability 9.0 on."""
-        return torch.cuda.get_device_capability(self.device) >= (9, 0)
+        """From compute capability 9.0 on, where the build has code for it."""
+        return can_overlap(torch.cuda.get_device_capability(self.device), self.module.archs)
+
+    def follow(self) -> None:
+        """Work that is queued from here on waits for what the caller's stream holds."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def active(self) -> AbstractContextManager[Any]:
         """Make the engine's stream and device the current ones."""
@@ -91,14 +105,18 @@ class CudaRuntime:
 
     def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Pinned memory: its address is the device's too."""
-        return torch.zeros(shape, dtype=dtype, pin_memory=True)
+        return torch.zeros(shape, dtype=dtype, device="cpu", pin_memory=True)
 
     def capture(self, launch: Callable[[], None]) -> Graph:
         """Capture on the engine's stream. The first run of each kernel loads it, which a capture may not do."""
         launch()
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # One capture at a time in a process, and other threads go on meanwhile.
+        with (
+            _CAPTURING,
+            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             launch()
         return graph
 
@@ -117,3 +135,7 @@ class CudaRuntime:
     def synchronize(self) -> None:
         """Wait for the engine's stream."""
         self._stream.synchronize()
+
+    def give_back(self) -> None:
+        """To the driver: torch keeps freed memory for the stream that it was of."""
+        torch.cuda.empty_cache()

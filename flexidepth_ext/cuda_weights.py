@@ -43,8 +43,12 @@ def load_weights(engine: CudaEngine, weights: Iterable[tuple[str, Tensor]]) -> l
 
 
 def _placed(engine: CudaEngine, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    _check_finite(name, tensor)
     moved = tensor.detach().to(engine.device, dtype).contiguous()
+    if not _finite(moved):
+        _check_finite(name, tensor)
+        raise ValueOutOfRangeError(
+            f"weights: {name} has values beyond the largest one of {dtype}; load it as bfloat16"
+        )
     if moved.data_ptr() == tensor.data_ptr() or moved.data_ptr() % 16:
         moved = moved.clone()  # not the caller's, who may change it
     columns = moved.shape[1] if moved.dim() == 2 else 1
@@ -79,6 +83,13 @@ def _router(engine: CudaEngine, number: int, layer: str, parts: dict[str, Tensor
     ]
     engine.native.set_router(number, 0, bias)
     return kept
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether every value is; without a mask as large as the tensor, unless its sum overflows."""
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+        return True
+    return bool(torch.isfinite(tensor).all())
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

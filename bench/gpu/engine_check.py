@@ -50,7 +50,7 @@ class EngineCheck:
 
 @torch.no_grad()
 def check_engine(
-    name: str, config: FlexiDepthConfig, dtype: torch.dtype, runtime: Runtime, tokens: int = 48
+    name: str, config: FlexiDepthConfig, dtype: torch.dtype, runtime: Runtime, tokens: int = 256
 ) -> EngineCheck:
     """Both engines on the same weights, which are the dtype's values."""
     weights = [

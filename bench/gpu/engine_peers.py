@@ -3,7 +3,7 @@ and in a plain CUDA graph."""
 
 from __future__ import annotations
 
-import statistics
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ COMPILED = "transformers, static cache, torch.compile (reduce-overhead)"
 
 @dataclass(frozen=True)
 class PeerRow:
-    """ms: median of a step at batch 1; None where it could not run, and `said` tells why."""
+    """ms: of a step at batch 1; None where it could not run, and `said` tells why."""
 
     name: str
     context: int
@@ -39,86 +39,105 @@ def time_peers(
     steps: int = 32,
 ) -> list[PeerRow]:
     """One row for each way; what fails is told, not raised: these are others' programs."""
-    ways: dict[str, Callable[[Callable[[], None]], Callable[[], object]]] = {
+    ways: dict[str, Callable[[Peer], Callable[[], object]]] = {
         GRAPH: _in_a_graph,
         COMPILED: _compiled,
     }
     rows = []
     for name, way in ways.items():
+        peer = None
         try:
-            step = way(_step(config, dtype, device, context, 4 * steps))
-            rows.append(PeerRow(name, context, _median_ms(step, device, steps)))
+            peer = Peer(config, dtype, device, context, 4 * steps)
+            peer.step()
+            rows.append(PeerRow(name, context, _mean_ms(way(peer), device, steps)))
         except Exception as error:
-            rows.append(PeerRow(name, context, None, f"{type(error).__name__}: {error}"[:300]))
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+            said = " ".join(f"{type(error).__name__}: {error}".split()).replace("|", "/")
+            rows.append(PeerRow(name, context, None, said[:300]))
+        del peer
+        gc.collect()
     return rows
 
 
-def _step(
-    config: FlexiDepthConfig, dtype: torch.dtype, device: torch.device, context: int, more: int
-) -> Callable[[], None]:
-    """A function that decodes one token, greedily, behind a context of zeros."""
-    from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+class Peer:
+    """transformers' Llama that decodes one token a step, greedily, behind a context of zeros."""
 
-    same = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps",
-        "tie_word_embeddings",
-    )  # fmt: skip
-    theirs = LlamaConfig(**{key: getattr(config, key) for key in same})
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = LlamaForCausalLM(theirs).eval()
-            cache = StaticCache(config=theirs, max_cache_len=context + more)
-            token = torch.full((1, 1), 5)
-            position = torch.tensor([context])
-    finally:
-        torch.set_default_dtype(before)
+    def __init__(
+        self,
+        config: FlexiDepthConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        context: int,
+        more: int,
+    ) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+        same = (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
+            "rms_norm_eps", "tie_word_embeddings",
+        )  # fmt: skip
+        theirs = LlamaConfig(**{key: getattr(config, key) for key in same})
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                self.model = LlamaForCausalLM(theirs).eval()
+                self.cache = StaticCache(config=theirs, max_cache_len=context + more)
+                self.token = torch.full((1, 1), 5)
+                self.position = torch.tensor([context])
+        finally:
+            torch.set_default_dtype(before)
+        self.forward: Callable[..., Any] = self.model.forward
 
     @torch.inference_mode()
-    def step() -> None:
-        out = model(
-            token,
-            past_key_values=cache,
-            cache_position=position,
-            position_ids=position[None],
+    def step(self) -> None:
+        """One token."""
+        out = self.forward(
+            input_ids=self.token,
+            past_key_values=self.cache,
+            cache_position=self.position,
+            position_ids=self.position[None],
             use_cache=True,
         )
-        token.copy_(out.logits[:, -1:].argmax(-1))
-        position.add_(1)
-
-    return step
+        self.token.copy_(out.logits[:, -1:].argmax(-1))
+        self.position.add_(1)
 
 
-def _in_a_graph(step: Callable[[], None]) -> Callable[[], object]:
+def _in_a_graph(peer: Peer) -> Callable[[], object]:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            step()
+            peer.step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        step()
+        peer.step()
     return graph.replay
 
 
-def _compiled(step: Callable[[], None]) -> Callable[[], object]:
-    made: Callable[[], object] = torch.compile(step, mode="reduce-overhead")
+def _compiled(peer: Peer) -> Callable[[], object]:
+    """The model's pass compiled; what it writes between passes stays outside, or no graph would be made."""
+    peer.forward = torch.compile(peer.model.forward, mode="reduce-overhead")
+
+    def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        peer.step()
+
     for _ in range(4):
-        made()
-    return made
+        step()
+    return step
 
 
-def _median_ms(step: Callable[[], object], device: torch.device, steps: int) -> float:
+def _mean_ms(step: Callable[[], object], device: torch.device, steps: int) -> float:
+    """Steps queued one behind the other, as the engine's are; the best of three rounds."""
     wait: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    times = []
-    for _ in range(steps):
+    rounds = []
+    for _ in range(3):
         wait()
         begin = time.perf_counter()
-        step()
+        for _ in range(steps):
+            step()
         wait()
-        times.append(time.perf_counter() - begin)
-    return 1e3 * statistics.median(times)
+        rounds.append((time.perf_counter() - begin) / steps)
+    return 1e3 * min(rounds)

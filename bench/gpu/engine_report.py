@@ -23,7 +23,7 @@ class EngineReport:
     decode: list[DecodeRow] = field(default_factory=list)
     prompts: list[PromptRow] = field(default_factory=list)
     peers: list[PeerRow] = field(default_factory=list)
-    said: str = ""  # why there is nothing, if there is not
+    said: str = ""  # what stopped it, if something did
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -58,7 +58,7 @@ def engine_lines(report: EngineReport) -> list[str]:
     """Tables of one model."""
     lines = ["", f"## {report.model}{', kernels overlap' if report.overlap else ''}", ""]
     if report.said:
-        return [*lines, report.said]
+        lines += [report.said, ""]
     lines += [
         "| batch | context | layers skipped | ms | p90 | tok/s | GB | of copy | x dense | ideal | of ideal |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",

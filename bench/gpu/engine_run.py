@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from flexidepth.errors import OutOfMemoryError
 from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.cuda_runtime import CudaRuntime, Runtime
 
@@ -30,67 +29,75 @@ def run(
     bandwidth: float,
     peers: bool,
     notify: Callable[[str], None],
+    checks: list[EngineCheck],
+    reports: list[EngineReport],
+    save: Callable[[], object],
     *,
     make_runtime: Callable[[], Runtime] = CudaRuntime,
     checked: Sequence[str] = ("tiny", "smollm2-135m"),
+    check_tokens: int = 256,
     contexts: Sequence[int] = _CONTEXTS,
     batches: Sequence[int] = _BATCHES,
     prompt: int = _PROMPT,
     steps: int = 48,
-) -> tuple[list[EngineCheck], list[EngineReport]]:
-    """Check, and, if the checks are good, time each model, without and, where the device can, with overlap."""
-    checks = []
+) -> None:
+    """Check, and, if the checks are good, time each model, without and, where the device can, with overlap.
+
+    Peers come last. checks, reports: filled as results come, and `save` is called after each: nothing is lost to what
+    comes later.
+    """
     for name in checked:
         for dtype in (torch.bfloat16, torch.float16):
             notify(f"check: {name}, {dtype}")
-            checks.append(check_engine(name, model_config(name), dtype, make_runtime()))
+            config = model_config(name)
+            checks.append(check_engine(name, config, dtype, make_runtime(), check_tokens))
+            save()
     if not all(check.ok for check in checks):
-        return checks, []
-    reports = []
+        return
     for name in names:
         runtime = make_runtime()
         for overlap in (False, True) if runtime.can_overlap else (False,):
             notify(f"time: {name}{', kernels overlap' if overlap else ''}")
-            reports.append(
-                _timed(name, runtime, overlap, bandwidth, contexts, batches, prompt, steps)
-            )
-        if peers:
-            notify(f"peers: {name}")
-            reports[-1].peers = time_peers(
-                model_config(name), torch.bfloat16, runtime.device, contexts[0]
-            )
-    return checks, reports
+            report = EngineReport(name, overlap, model_config(name).num_routed_layers)
+            reports.append(report)
+            _time(report, runtime, bandwidth, contexts, batches, prompt, steps)
+            save()
+    for report in reports if peers else []:
+        if not report.overlap:
+            notify(f"peers: {report.model}")
+            config, device = model_config(report.model), make_runtime().device
+            report.peers = time_peers(config, torch.bfloat16, device, contexts[0])
+            save()
 
 
-def _timed(
-    name: str,
+def _time(
+    report: EngineReport,
     runtime: Runtime,
-    overlap: bool,
     bandwidth: float,
     contexts: Sequence[int],
     batches: Sequence[int],
     prompt: int,
     steps: int,
-) -> EngineReport:
-    config = model_config(name)
-    routed = config.num_routed_layers
-    report = EngineReport(name, overlap, routed)
-    skips = sorted({round(i * routed / _SKIP_STEPS) for i in range(_SKIP_STEPS + 1)})
+) -> None:
+    """Fill a report; what goes wrong is said in it."""
+    config = model_config(report.model)
+    skips = sorted({round(i * report.routed / _SKIP_STEPS) for i in range(_SKIP_STEPS + 1)})
+    engine = None
     try:
         engine = CudaEngine(
             config,
             random_weights(config, torch.bfloat16, runtime.device),
             dtype=torch.bfloat16,
-            max_rows=prompt,
-            overlap=overlap,
+            overlap=report.overlap,
             runtime=runtime,
         )
         for context in contexts:
             for batch in batches if context == contexts[0] else batches[:1]:
-                asked = skips if batch == 1 else [0, round(routed / 2)]
+                asked = skips if batch == 1 else [0, round(report.routed / 2)]
                 report.decode += time_decode(engine, bandwidth, batch, context, asked, steps)
         report.prompts = time_prompts(engine, prompt, _SHARES)
-        engine.close()
-    except OutOfMemoryError as error:
-        report.said = f"left out: {error}"
-    return report
+    except Exception as error:
+        report.said = " ".join(f"stopped: {type(error).__name__}: {error}".split())
+    finally:
+        if engine is not None:
+            engine.close()

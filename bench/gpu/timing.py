@@ -12,7 +12,7 @@ import torch
 from .cases import OpCase
 
 _BEYOND_CACHE = 256e6  # bytes of all copies together: more than any L2 cache holds
-_MOST_COPIES = 64
+_MOST_COPIES = 2048
 _RUNS_PER_GRAPH = 32
 _SAMPLES = 15
 
@@ -74,6 +74,7 @@ def measure_in_graphs(runs: Sequence[Callable[[], object]]) -> list[float]:
     count = max(len(runs), _RUNS_PER_GRAPH)
     count -= count % len(runs)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for run in runs:
             run()

@@ -48,13 +48,13 @@ void run(const CudaPass& pass, Address stream, int64_t rows, bool prompt, Addres
 void advance(Address stream, int64_t rows, int64_t num_routed, Address tokens, Address logprobs,
              Address faults, Address gates, Address ran, Address positions, Address draws,
              Address step, int64_t size, Address ring_tokens, Address ring_logprobs,
-             Address ring_faults, Address ring_gates, Address ring_ran) {
+             Address ring_faults, Address ring_gates, Address ring_ran, bool check) {
   cuda::advance({rows, num_routed, at<const int32_t>(tokens), at<const float>(logprobs),
                  at<const int32_t>(faults), at<const float>(gates), at<const uint8_t>(ran),
                  at<int64_t>(positions), at<int64_t>(draws), at<int64_t>(step), size,
                  at<int32_t>(ring_tokens), at<float>(ring_logprobs), at<int32_t>(ring_faults),
                  at<float>(ring_gates), at<uint8_t>(ring_ran)},
-                {at<void>(stream)});
+                {at<void>(stream), false, check});
 }
 
 }  // namespace
@@ -65,7 +65,7 @@ void register_cuda_engine(py::module_& m) {
         py::arg("tokens"), py::arg("logprobs"), py::arg("faults"), py::arg("gates"), py::arg("ran"),
         py::arg("positions"), py::arg("draws"), py::arg("step"), py::arg("size"),
         py::arg("ring_tokens"), py::arg("ring_logprobs"), py::arg("ring_faults"),
-        py::arg("ring_gates"), py::arg("ring_ran"));
+        py::arg("ring_gates"), py::arg("ring_ran"), py::arg("check"));
   py::class_<CudaPass>(m, "CudaPass", "The kernels of a forward pass, on weights of the caller.")
       .def(py::init([](const py::dict& shape, Address inv_freq) {
              return std::make_unique<CudaPass>(shape_from(shape), at<const float>(inv_freq));

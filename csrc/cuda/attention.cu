@@ -33,7 +33,7 @@ __device__ __forceinline__ void take(State& state, int h, float score, const flo
   state.peak[h] = peak;
   state.sum[h] = state.sum[h] * keep + weight;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) state.out[h][j] = state.out[h][j] * keep + weight * v[j];
+  for (int j = 0; j < 8; ++j) state.out[h][j] = fmaf(weight, v[j], state.out[h][j] * keep);
 }
 
 // Joins the states of lanes that are `lanes` apart; both get the result, computed in the same
@@ -117,8 +117,8 @@ struct PageOf {
       const bool seen = slot < last && base + slot >= begin;
       float k[8] = {}, v[8] = {};
       if (seen && has_dims()) {
-        load_eight(keys + slot * layout.head_dim, k);
-        load_eight(values + slot * layout.head_dim, v);
+        load_eight<From::kCache>(keys + slot * layout.head_dim, k);
+        load_eight<From::kCache>(values + slot * layout.head_dim, v);
       }
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
@@ -190,7 +190,10 @@ struct PageOf {
     dev::fence();
     dev::sync_block();
     int32_t* counter = args.counters + row * layout.num_kv_heads * parts + dev::block(1);
-    if (dev::thread() == 0) *last = dev::fetch_add(counter, 1) == num_pages - 1;
+    if (dev::thread() == 0) {
+      dev::fence();
+      *last = dev::fetch_add(counter, 1) == num_pages - 1;
+    }
     dev::sync_block();
     if (*last == 0) return;
     dev::fence();

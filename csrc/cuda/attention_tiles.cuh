@@ -99,8 +99,8 @@ struct QueryTile {
       const int slot = i / chunks, dim = i % chunks * 8;
       Chunk k{}, v{};
       if (token + slot <= last && dim < head_dim) {
-        k = dev::load_once(from + slot * head_dim + dim);
-        v = dev::load_once(from + to_values + slot * head_dim + dim);
+        k = dev::load_written(from + slot * head_dim + dim);
+        v = dev::load_written(from + to_values + slot * head_dim + dim);
       }
       *reinterpret_cast<Chunk*>(keys + slot * kKeyStride + dim) = k;
       *reinterpret_cast<Chunk*>(values + slot * kValueStride + dim) = v;

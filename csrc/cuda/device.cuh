@@ -52,7 +52,7 @@ __device__ __forceinline__ uint32_t ballot(bool value) { return __ballot_sync(0x
 
 __device__ __forceinline__ int count_bits(uint32_t bits) { return __popc(bits); }
 
-// 16 bytes of weights or cache: read once, so not kept in the L1 cache.
+// 16 bytes of weights: read once, so not kept in the L1 cache, and written by no kernel.
 __device__ __forceinline__ Chunk load_once(const void* from) {
   Chunk c;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -82,6 +82,16 @@ __device__ __forceinline__ float half_bits_to_float(uint16_t bits) {
 }
 __device__ __forceinline__ uint16_t float_to_half_bits(float value) {
   return __half_as_ushort(__float2half_rn(value));
+}
+
+// 16 bytes that kernels before this one wrote: not before await_inputs.
+__device__ __forceinline__ Chunk load_written(const void* from) {
+  Chunk c;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(c.word[0]), "=r"(c.word[1]), "=r"(c.word[2]), "=r"(c.word[3])
+               : "l"(from)
+               : "memory");
+  return c;
 }
 
 __device__ __forceinline__ int32_t fetch_add(int32_t* at, int32_t value) {
@@ -122,14 +132,16 @@ __device__ __forceinline__ void load_transposed(uint32_t (&out)[4], const void* 
 // c += a b^T with a [16, 16] and b [8, 16], fragments as PTX defines them for mma.m16n8k16.
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                     BFloat16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                     Float16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

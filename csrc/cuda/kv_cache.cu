@@ -20,8 +20,8 @@ __global__ void __launch_bounds__(kThreads) kv_append_kernel(const KvAppendArgs 
   const float* v = row_of(args.v, i);
   for (int64_t j = dev::thread(); j < layout.num_kv_heads * layout.head_dim; j += kThreads) {
     const int64_t at = key_offset(layout, j / layout.head_dim, slot) + j % layout.head_dim;
-    layer[at] = from_float<T>(k[j]);
-    layer[at + value_offset(layout)] = from_float<T>(v[j]);
+    layer[at] = cached<T>(k[j]);
+    layer[at + value_offset(layout)] = cached<T>(v[j]);
   }
 }
 

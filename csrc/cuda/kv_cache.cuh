@@ -11,6 +11,17 @@ __device__ __forceinline__ T* layer_of_page(const KvPages& pages, int32_t sequen
   return reinterpret_cast<T*>(pages.tables[sequence][page] + pages.layer_offset);
 }
 
+// A value as the cache keeps it. What is too large for float16 becomes its largest number: an
+// infinity would make NaN of every row that does not even see it, by way of 0 times it.
+template <class T>
+__device__ __forceinline__ T cached(float value) {
+  return from_float<T>(value);
+}
+template <>
+__device__ __forceinline__ Float16 cached<Float16>(float value) {
+  return from_float<Float16>(value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value);
+}
+
 // Elements from the beginning of a layer to the key of a token; the value is `value_offset` behind
 // it.
 __device__ __forceinline__ int64_t key_offset(const KvLayout& layout, int64_t kv_head,

@@ -101,10 +101,10 @@ struct Projection {
         layer_of_page<float>(args.pages, sequence, page)[at] = value;
         break;
       case DType::kBFloat16:
-        layer_of_page<BFloat16>(args.pages, sequence, page)[at] = from_float<BFloat16>(value);
+        layer_of_page<BFloat16>(args.pages, sequence, page)[at] = cached<BFloat16>(value);
         break;
       case DType::kFloat16:
-        layer_of_page<Float16>(args.pages, sequence, page)[at] = from_float<Float16>(value);
+        layer_of_page<Float16>(args.pages, sequence, page)[at] = cached<Float16>(value);
         break;
     }
   }

@@ -34,18 +34,27 @@ __device__ __forceinline__ float bias_of(const PackedMatrix& matrix, int64_t n) 
   return matrix.bias == nullptr ? 0.0f : matrix.bias[n];
 }
 
+enum class From { kWeights, kCache };
+
+template <From kFrom>
+__device__ __forceinline__ Chunk load_chunk(const void* from) {
+  if constexpr (kFrom == From::kWeights) return dev::load_once(from);
+  return dev::load_written(from);
+}
+
 // Eight values in a row, by loads of 16 bytes; the address is a multiple of 16.
+template <From kFrom = From::kWeights>
 __device__ __forceinline__ void load_eight(const float* from, float (&out)[8]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Chunk c = dev::load_once(from + half * 4);
+    const Chunk c = load_chunk<kFrom>(from + half * 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i) out[half * 4 + i] = dev::float_of(c.word[i]);
   }
 }
-template <class T>
+template <From kFrom = From::kWeights, class T>
 __device__ __forceinline__ void load_eight(const T* from, float (&out)[8]) {
-  const Chunk c = dev::load_once(from);
+  const Chunk c = load_chunk<kFrom>(from);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     out[2 * i] = to_float(T{static_cast<uint16_t>(c.word[i])});

@@ -47,7 +47,7 @@ class Draw {
       peak_ = peak * inverse_;
       if (args_.top_k > 0 && args_.top_k < args_.vocab) limit_ = kth_largest();
       if (args_.top_p < 1.0f) keep_top_p();
-      token = walk();
+      token = walk(best);
     }
     const float total = sum_of_exponentials(peak);
     if (dev::thread() == 0) {
@@ -188,8 +188,8 @@ class Draw {
     return mass_of(w);
   }
 
-  // Draws among what is left, token by token in their order.
-  __device__ int32_t walk() {
+  // Draws among what is left, token by token in their order; `best` where nothing has any mass.
+  __device__ int32_t walk(int32_t best) {
     uint64_t ties_before = 0;
     if (lightest_ > 0) {
       uint64_t own = 0;
@@ -203,6 +203,7 @@ class Draw {
     for (int64_t i = piece_begin(); i < piece_end(); ++i) mass += kept_mass(i, ties);
     scan(mass);
     const uint64_t total = shared_.scan[kThreads - 1], end = shared_.scan[dev::thread()];
+    if (total == 0) return best;  // the same for all threads
     const double uniform =
         philox_uniform(args_.seeds[row_], static_cast<uint64_t>(args_.positions[row_]));
     auto aim = static_cast<uint64_t>(uniform * static_cast<double>(total));

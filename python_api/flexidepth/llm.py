@@ -146,6 +146,7 @@ class FlexiDepth:
             strict_router=strict_router,
             progress=progress,
             runtime=runtime,
+            max_length=max_length,
         )
         return cls(
             engine,

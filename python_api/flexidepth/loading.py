@@ -44,10 +44,11 @@ def load_engine(
     strict_router: bool,
     progress: Progress | None,
     runtime: Runtime | None = None,
+    max_length: int | None = None,
 ) -> Engine | CudaEngine:
     """Read the weights of a checkpoint into a new engine; OutOfMemoryError where they cannot fit.
 
-    runtime: of a CUDA device, None = the CPU.
+    runtime: of a CUDA device, None = the CPU. max_length: most tokens of a sequence, None = the model's positions.
     """
     if checkpoint.config.ablations:
         raise UnsupportedError(
@@ -63,7 +64,12 @@ def load_engine(
         from flexidepth_ext.cuda_engine import CudaEngine
 
         return CudaEngine(
-            checkpoint.config, tensors, dtype=dtype, strict_router=strict_router, runtime=runtime
+            checkpoint.config,
+            tensors,
+            dtype=dtype,
+            max_length=max_length,
+            strict_router=strict_router,
+            runtime=runtime,
         )
     from flexidepth_ext.engine import Engine
 

@@ -83,6 +83,9 @@ class FakeRuntime:
     def stream(self) -> int:
         return 0
 
+    def follow(self) -> None:
+        pass
+
     def active(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
@@ -109,3 +112,6 @@ class FakeRuntime:
 
     def synchronize(self) -> None:
         self.waits += 1
+
+    def give_back(self) -> None:
+        pass

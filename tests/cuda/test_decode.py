@@ -205,7 +205,8 @@ def test_logits_that_nothing_can_be_drawn_from(make, ids):
     engine = make(model)
     (cache,) = prefilled(engine, [ids[:5]])
     (head,) = (t for t in engine._weights if t.shape == (211, 48) and t is not engine._weights[0])
-    head.fill_(torch.nan)
+    with engine.runtime.active():
+        head.fill_(torch.nan)
     run = engine.decode([cache], [1], Sampling(), seeds=[0])
     run.launch()
     with pytest.raises(ValueOutOfRangeError, match="row 0 of the logits has a NaN"):

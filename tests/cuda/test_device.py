@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from flexidepth_ext import cuda_device
-from flexidepth_ext.cuda_device import has_kernels, why_not
+from flexidepth_ext.cuda_device import can_overlap, has_kernels, why_not
 from flexidepth_ext.errors import UnsupportedError
 
 ARCHS = "80-real,86-real,90"
@@ -35,7 +35,10 @@ def report(error: int = 0, driver: int = 13000, devices: tuple[dict, ...] = (H10
         ((8, 6), "89-real", False),
         ((9, 0), "80-real", False),
         ((12, 0), "120-virtual", True),
-        ((8, 0), "86", False),
+        ((8, 0), "86", True),  # 86 keeps the PTX of 80
+        ((11, 0), "80-real,120", True),  # 120 keeps that of 90
+        ((9, 0), "90a-real", True),
+        ((8, 0), "90", False),
     ],
 )
 def test_which_devices_a_build_runs_on(capability, archs, runs):
@@ -82,3 +85,17 @@ def test_a_build_without_cuda_and_a_damaged_one(monkeypatch):
     monkeypatch.setattr(cuda_device, "import_module", broken)
     with pytest.raises(UnsupportedError, match=r"cannot be loaded: libx\.so: no such file"):
         cuda_device.cuda_module()
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "can"),
+    [
+        ((9, 0), ARCHS, True),
+        ((12, 0), "80-real,120", True),
+        ((9, 0), "80", False),  # its PTX knows nothing of overlapping
+        ((9, 0), "80,100-real", False),
+        ((8, 9), ARCHS, False),
+    ],
+)
+def test_kernels_overlap_where_the_code_that_runs_can_wait(capability, archs, can):
+    assert can_overlap(capability, archs) is can

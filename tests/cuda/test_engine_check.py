@@ -21,11 +21,16 @@ from .runtime import FakeRuntime
 @pytest.fixture
 def found(emulated, monkeypatch):
     monkeypatch.setattr(engine_timing, "WARM_UP", 1)
-    return engine_run.run(
+    checks, reports, saved = [], [], []
+    engine_run.run(
         ["tiny"],
         1e9,
         False,
         lambda _: None,
+        checks,
+        reports,
+        lambda: saved.append(None),
+        check_tokens=40,
         make_runtime=lambda: FakeRuntime(emulated),
         checked=["tiny"],
         contexts=(8,),
@@ -33,6 +38,8 @@ def found(emulated, monkeypatch):
         prompt=16,
         steps=2,
     )
+    assert len(saved) == 4  # after each check and each model
+    return checks, reports
 
 
 def test_the_whole_run(found, tmp_path):
@@ -69,24 +76,27 @@ def test_a_wrong_engine_is_not_timed(emulated, monkeypatch):
     check = engine_run.EngineCheck("tiny", "bfloat16", 1.0, 1.0, 0.1, 1.0, True)
     monkeypatch.setattr(engine_run, "check_engine", lambda *_: check)
     make = lambda: FakeRuntime(emulated)  # noqa: E731
-    checks, reports = engine_run.run(["tiny"], 1e9, False, lambda _: None, make_runtime=make)
+    checks, reports = [], []
+    engine_run.run(["tiny"], 1e9, False, print, checks, reports, lambda: None, make_runtime=make)
     assert len(checks) == 4 and reports == []
     report = Report("a device", "9.0", {}, "python x", checks=checks)
     assert not report.ok and "FAILED" in gpu_check.markdown(report)
 
 
-def test_a_model_that_does_not_fit_is_told(emulated, monkeypatch):
+def test_what_stops_a_model_is_told(emulated, monkeypatch):
     def refuse(*_, **__):
         raise OutOfMemoryError("engine: no memory")
 
     monkeypatch.setattr(engine_run, "CudaEngine", refuse)
     monkeypatch.setattr(engine_run, "time_peers", lambda *_: [])
-    _, reports = engine_run.run(
-        ["tiny"], 1e9, True, lambda _: None, make_runtime=lambda: FakeRuntime(emulated), checked=[]
+    make, reports = lambda: FakeRuntime(emulated), []
+    engine_run.run(
+        ["tiny"], 1e9, True, print, [], reports, lambda: None, make_runtime=make, checked=[]
     )
-    assert reports[0].said == "left out: engine: no memory" and reports[0].peers == []
+    assert reports[0].said == "stopped: OutOfMemoryError: engine: no memory"
+    assert reports[0].peers == []
     report = Report("a device", "9.0", {}, "python x", engines=reports)
-    assert "left out: engine: no memory" in gpu_check.markdown(report)
+    assert "engine: no memory" in gpu_check.markdown(report) and not report.ok
 
 
 def test_peers_that_cannot_run_say_why(monkeypatch):
@@ -94,7 +104,7 @@ def test_peers_that_cannot_run_say_why(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    monkeypatch.setattr(engine_peers, "_in_a_graph", lambda step: step)
+    monkeypatch.setattr(engine_peers, "_in_a_graph", lambda peer: peer.step)
     plain, compiled = time_peers(
         model_config("tiny"), torch.float32, torch.device("cpu"), 4, steps=2
     )

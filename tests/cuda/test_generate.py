@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flexidepth import FlexiDepth
+from flexidepth.errors import OutOfMemoryError, ShapeError
 from flexidepth_ext.engine import Engine
 
 from ..api.conftest import EOS, VOCAB
@@ -83,6 +84,46 @@ def test_sequences_that_end_at_different_times(pair):
     assert {answer.finish_reason for answer in ended} >= {"eos"}
     assert ended[1].token_ids == free[1].token_ids[: free[1].token_ids.index(ends) + 1]
     same(pair, ["One"], max_new_tokens=6, num_return_sequences=2, temperature=1.0, seed=2)
+
+
+def test_a_recorded_run_that_ended_early_is_replayed(pair):
+    """The mask has no row for a step behind the last one, and nobody needs one."""
+    (free,) = same(pair, "Once", max_new_tokens=9)
+    (answer,) = same(pair, "Once", max_new_tokens=20, eos_token_id=free.token_ids[4])
+    assert answer.finish_reason == "eos"
+    (again,) = same(
+        pair,
+        "Once",
+        max_new_tokens=20,
+        eos_token_id=free.token_ids[4],
+        force_routing=answer.routing,
+    )
+    assert again.token_ids == answer.token_ids
+    for llm in pair:
+        with pytest.raises(ShapeError, match="the mask covers"):
+            llm.generate("Once", max_new_tokens=20, force_routing=answer.routing)
+
+
+def test_an_answer_that_no_memory_is_left_for(pair, monkeypatch):
+    """What was computed is yielded before the error comes."""
+    llm = pair[0]
+    whole = llm.generate("Once", max_new_tokens=6).token_ids
+    seen = []
+    from flexidepth_ext import cuda_cache
+
+    reserve = cuda_cache.CudaKVCache.reserve
+
+    def refuse(cache, tokens):
+        if tokens > 4 + 2:
+            raise OutOfMemoryError("cache: no memory")
+        reserve(cache, tokens)
+
+    monkeypatch.setattr(cuda_cache.CudaKVCache, "reserve", refuse)
+    with pytest.raises(OutOfMemoryError):
+        llm.generate("Once", max_new_tokens=6, on_token=lambda event: seen.append(event.token_id))
+    assert seen == whole[: len(seen)] and len(seen) == 3
+    monkeypatch.undo()
+    assert llm.generate("Once", max_new_tokens=6).token_ids == whole
 
 
 def test_a_stream_that_is_left_keeps_a_cache_that_fits_its_tokens(pair):

@@ -85,7 +85,7 @@ def test_a_row(seconds, met):
     assert time_case(case(), BANDWIDTH, lambda r: samples).met is None
 
 
-@pytest.mark.parametrize(("nbytes", "copies"), [(1e9, 1), (130e6, 2), (1e3, 64)])
+@pytest.mark.parametrize(("nbytes", "copies"), [(1e9, 1), (130e6, 2), (1e3, 2048)])
 def test_copies_exceed_the_caches(nbytes, copies):
     assert copies_of(case(nbytes)) == copies
 

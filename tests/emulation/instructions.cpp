@@ -49,6 +49,8 @@ Chunk load_once(const void* from) {
   return c;
 }
 
+Chunk load_written(const void* from) { return load_once(from); }
+
 float half_bits_to_float(uint16_t bits) { return half_to_float(bits); }
 
 // float32 to binary16, ties to even.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from ..errors import FlexiDepthError
 from .params import GenerationParams
 
 if TYPE_CHECKING:
@@ -56,7 +58,10 @@ def _until_one_ends(decoder: Decoder, group: list[tuple[int, Sequence]]) -> Iter
                 s.finish_reason is None and len(s.tokens) + 1 < params.max_new_tokens
                 for s in sequences
             ):
-                run.launch(decoder.step_mask(sequences))
+                # A step that cannot be (no memory, a recorded mask that ends) may not be needed: the token in
+                # flight comes first, and where the step is needed the next run says why it cannot be.
+                with suppress(FlexiDepthError):
+                    run.launch(decoder.step_mask(sequences))
             step = run.collect()
             for row, (index, sequence) in enumerate(group):
                 if sequence.finish_reason is not None:
