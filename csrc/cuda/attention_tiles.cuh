@@ -228,7 +228,7 @@ struct QueryTile {
 
 // Blocks: tiles of rows, those with the longest past first, times query heads.
 template <class T, int D>
-__global__ void __launch_bounds__(kAttentionTileThreads, D <= 64 ? 4 : 2)
+__global__ void __launch_bounds__(kAttentionTileThreads, D <= 64 ? 3 : 2)
     attention_tiles_kernel(const AttentionArgs args) {
   dev::await_inputs();
   const int64_t live = live_rows(args.q);

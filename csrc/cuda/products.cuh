@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
 }
 
 template <class T, class Op>
-__global__ void __launch_bounds__(kTileThreads) tile_kernel(const Input in, const Op op) {
+__global__ void __launch_bounds__(kTileThreads, 4) tile_kernel(const Input in, const Op op) {
   dev::await_inputs();
   const int64_t begin = dev::block(1) * kTileRows;
   if (begin >= live_rows(in.x)) return;
