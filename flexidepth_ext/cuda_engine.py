@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .cuda_cache import PAGE_TOKENS, CudaKVCache
 from .cuda_decode import DecodeRun, DecodeState, Sampling, check_faults
+from .cuda_prompt import PromptPass, PromptRouting, PromptRows, torch_multiplies
 from .cuda_runtime import CudaRuntime, Runtime
 from .cuda_weights import load_weights
 from .engine import StepResult
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 MAX_DECODE_ROWS = 8  # sequences of a decoding step
 _MAX_HEAD_DIM = 128
+_OWN_ROWS = 64  # rows beyond which torch multiplies: what our kernels take at a time
 _MAX_ROWS = 65535  # of a grid's last axis
 
 
@@ -100,6 +102,7 @@ class CudaEngine:
         self.config, self.dtype, self.max_rows = config, dtype, max_rows
         positions = int(config.max_position_embeddings)
         self.max_length = min(max_length or positions, positions)
+        self.own_rows = _OWN_ROWS
         self.vocab_size = int(config.vocab_size)
         self.num_routed = len(config.routing_layers)
         self.strict_router = strict_router
@@ -118,7 +121,8 @@ class CudaEngine:
             self.native = self.runtime.module.CudaPass(
                 shape_of(config, dtype, strict_router), self.inv_freq.data_ptr()
             )
-            self._weights = load_weights(self, weights)
+            self.router_biases = [0.0] * self.num_routed
+            self.weights = load_weights(self, weights)
             self.runtime.synchronize()  # the caller's tensors are no longer read
             self.thresholds = torch.tensor(
                 [float(t) for t in config.router_thresholds], dtype=torch.float32, device=device
@@ -137,7 +141,7 @@ class CudaEngine:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights in device memory."""
-        return sum(tensor.nbytes for tensor in self._weights)
+        return sum(tensor.nbytes for tensor in self.weights.values())
 
     @property
     def closed(self) -> bool:
@@ -169,7 +173,8 @@ class CudaEngine:
         """Append tokens to their caches and compute logits; see `engine.Engine.forward`.
 
         Arguments and results are in host memory. A row's bits do not depend on which rows are beside it, but, in half
-        precision, on whether it is among up to 8 rows or more.
+        precision, on whether it is among up to 8 rows, up to 64 or more; beyond 64 torch multiplies, by a library that
+        chooses its ways by the number of rows.
         """
         with self.exclusive("forward"):
             rows = token_ids.shape[0]
@@ -180,9 +185,7 @@ class CudaEngine:
             for cache, count in zip(caches, counts, strict=True):
                 cache.reserve(cache.length + count)
             with self.memory_errors("run a pass"), self.runtime.active():
-                result = self._run(
-                    token_ids, counts, caches, ROUTING[routing], mask, thresholds, wanted
-                )
+                result = self._run(token_ids, counts, caches, routing, mask, thresholds, wanted)
             for cache, count in zip(caches, counts, strict=True):
                 cache.advance(count)
         assert result.ran.shape[0] == rows
@@ -193,7 +196,7 @@ class CudaEngine:
         token_ids: Tensor,
         counts: Sequence[int],
         caches: Sequence[CudaKVCache],
-        routing: int,
+        routing: str,
         mask: Tensor | None,
         thresholds: Tensor | None,
         logits_rows: Tensor,
@@ -206,14 +209,24 @@ class CudaEngine:
             torch.tensor(counts)
         )
         tables = torch.tensor([cache.table.data_ptr() for cache in caches], dtype=torch.int64)
+        forced = None if mask is None or not mask.numel() else mask.to(device)
         # Inputs live until the copies of the results, which wait for the kernels, are done.
         inputs = [t.to(device) for t in (token_ids, positions, sequences, tables, logits_rows)]
-        forced = None if mask is None or not mask.numel() else mask.to(device)
         taus = self.thresholds if thresholds is None else thresholds.to(device)
         f32 = torch.float32
         logits = torch.empty(logits_rows.shape[0], self.vocab_size, dtype=f32, device=device)
         gates = torch.full((rows, self.num_routed), torch.nan, dtype=f32, device=device)
         ran = torch.ones(rows, self.num_routed, dtype=torch.uint8, device=device)
+        pages = int(positions.max()) // PAGE_TOKENS + 1
+        if torch_multiplies(self, rows):
+            chosen = self.config.router_thresholds if thresholds is None else thresholds.tolist()
+            passing = PromptPass(
+                self,
+                PromptRows(inputs[0], inputs[1], inputs[2], inputs[3], pages),
+                PromptRouting(routing, forced, [float(t) for t in chosen], gates, ran),
+            )
+            passing.run()
+            return StepResult(passing.logits(inputs[4]).cpu(), gates.cpu(), ran.cpu())
         prompt = rows > len(caches) or rows > MAX_DECODE_ROWS
         scratch = self._prompt_scratch if prompt else self.decode_scratch
         self.native.run(
@@ -221,8 +234,8 @@ class CudaEngine:
             rows,
             prompt,
             *(t.data_ptr() for t in inputs[:4]),
-            int(positions.max()) // PAGE_TOKENS + 1,
-            routing,
+            pages,
+            ROUTING[routing],
             0 if forced is None else forced.data_ptr(),
             taus.data_ptr(),
             inputs[4].data_ptr(),
@@ -315,7 +328,7 @@ class CudaEngine:
         with self.exclusive("close"):
             self.runtime.synchronize()
             self._closed = True
-            self._weights = []
+            self.weights.clear()
             self._decoding.clear()
             del self.decode_scratch, self._prompt_scratch, self.thresholds, self.inv_freq
             self.runtime.give_back()

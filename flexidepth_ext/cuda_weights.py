@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 _PREFIX = "model.layers."
 
 
-def load_weights(engine: CudaEngine, weights: Iterable[tuple[str, Tensor]]) -> list[Tensor]:
-    """Bring each tensor to the device as it comes, and tell the pass where it is; returns what has to stay alive."""
-    kept: list[Tensor] = []
+def load_weights(engine: CudaEngine, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Bring each tensor to the device as it comes, and tell the pass where it is.
+
+    Returns them by name; of a router that is folded the vector is called folded.
+    """
+    kept: dict[str, Tensor] = {}
     routers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights:
         if tensor.dtype not in DTYPES:
@@ -32,9 +35,9 @@ def load_weights(engine: CudaEngine, weights: Iterable[tuple[str, Tensor]]) -> l
             _check_finite(name, tensor)
             continue
         exact = bool(is_router) or tensor.dim() == 1
-        kept.append(_placed(engine, name, tensor, torch.float32 if exact else engine.dtype))
+        kept[name] = _placed(engine, name, tensor, torch.float32 if exact else engine.dtype)
     for number, index in enumerate(engine.config.routing_layers):
-        kept += _router(engine, number, f"{_PREFIX}{index}", routers.pop(f"{_PREFIX}{index}", {}))
+        kept |= _router(engine, number, f"{_PREFIX}{index}", routers.pop(f"{_PREFIX}{index}", {}))
     for layer, parts in routers.items():
         raise ValueOutOfRangeError(
             f"weights: unexpected tensor {layer}.router.{next(iter(parts))}; this configuration has no such weight"
@@ -56,7 +59,9 @@ def _placed(engine: CudaEngine, name: str, tensor: Tensor, dtype: torch.dtype) -
     return moved
 
 
-def _router(engine: CudaEngine, number: int, layer: str, parts: dict[str, Tensor]) -> list[Tensor]:
+def _router(
+    engine: CudaEngine, number: int, layer: str, parts: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """The last two matrices of a router, folded into one vector unless the engine is strict."""
     if ("head.bias" in parts) != bool(engine.config.router_bias):
         raise ValueOutOfRangeError(
@@ -65,7 +70,7 @@ def _router(engine: CudaEngine, number: int, layer: str, parts: dict[str, Tensor
         )
     bias = float(parts["head.bias"]) if "head.bias" in parts else 0.0
     if not {"dec.weight", "head.weight"} <= parts.keys():
-        return []  # finish_loading names what is missing
+        return {}  # finish_loading names what is missing
     dec, head = parts["dec.weight"], parts["head.weight"].reshape(-1)
     wanted = (int(engine.config.hidden_size), int(engine.config.router_dim))
     if tuple(dec.shape) != wanted or head.shape[0] != wanted[0]:
@@ -73,14 +78,16 @@ def _router(engine: CudaEngine, number: int, layer: str, parts: dict[str, Tensor
             f"weights: {layer}.router has dec {list(dec.shape)} and head {list(head.shape)}; wanted {list(wanted)} "
             f"and [{wanted[0]}]"
         )
+    engine.router_biases[number] = bias
     if not engine.strict_router:
         folded = (head.double() @ dec.double()).float().to(engine.device)
         engine.native.set_router(number, folded.data_ptr(), bias)
-        return [folded]
-    kept = [
-        _placed(engine, f"{layer}.router.dec.weight", dec, torch.float32),
-        _placed(engine, f"{layer}.router.head.weight", head, torch.float32),
-    ]
+        return {f"{layer}.router.folded": folded}
+    names = f"{layer}.router.dec.weight", f"{layer}.router.head.weight"
+    kept = {
+        name: _placed(engine, name, tensor, torch.float32)
+        for name, tensor in zip(names, (dec, head), strict=True)
+    }
     engine.native.set_router(number, 0, bias)
     return kept
 

@@ -66,7 +66,8 @@ void register_cuda_engine(py::module_& m) {
         py::arg("positions"), py::arg("draws"), py::arg("step"), py::arg("size"),
         py::arg("ring_tokens"), py::arg("ring_logprobs"), py::arg("ring_faults"),
         py::arg("ring_gates"), py::arg("ring_ran"), py::arg("check"));
-  py::class_<CudaPass>(m, "CudaPass", "The kernels of a forward pass, on weights of the caller.")
+  py::class_<CudaPass>(m, "CudaPass", "The kernels of a forward pass, on weights of the caller.",
+                       py::module_local())
       .def(py::init([](const py::dict& shape, Address inv_freq) {
              return std::make_unique<CudaPass>(shape_from(shape), at<const float>(inv_freq));
            }),

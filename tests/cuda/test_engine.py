@@ -81,6 +81,64 @@ def test_half_precision_replays_the_reference(make, ids, dtype, step):
     assert torch.equal((gates > 0.5)[settled], want.run[0][settled])
 
 
+TORCH_VARIANTS = ["plain", "straight_through", "router_bias", "untied", "all_biases", "mistral"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", TORCH_VARIANTS)
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_prompt_that_torch_multiplies(make, ids, dtype, name, strict):
+    """Rows gathered for what they run, with the errors of torch in the same type, on the same decisions."""
+    changes = {"hidden_size": 96, "intermediate_size": 224, "head_dim": 32}
+    model = tiny_model(tiny_config(**VARIANTS[name] | changes))
+    with torch.no_grad():
+        want = model(ids[None].long())
+        exact = tiny_model(model.config).double()(ids[None].long(), force_routing=want.run[0])
+        torchs = tiny_model(model.config).to(dtype)(ids[None].long(), force_routing=want.run[0])
+    engine = make(model, dtype, strict_router=strict)
+    engine.own_rows = 8
+    mask = want.run[0].to(torch.uint8)
+    logits, gates, ran = everything(engine, ids, routing="forced", mask=mask)
+    assert torch.equal(ran, mask)
+    ours = (logits.double() - exact.logits[0]).square().mean().sqrt()
+    theirs = (torchs.logits[0].double() - exact.logits[0]).square().mean().sqrt()
+    assert 0 < ours <= 2 * theirs
+    settled = (want.gates[0] - torch.tensor(model.config.router_thresholds)).abs() > 0.02
+    assert torch.equal((gates > 0.5)[settled], want.run[0][settled])
+    *_, decided = everything(engine, ids)
+    assert torch.equal(decided.bool()[settled], want.run[0][settled])
+
+
+def test_torch_multiplies_what_our_kernels_do(make, ids):
+    """Every way to route, sequences side by side, a cache that goes on: as with our own products."""
+    model = tiny_model(tiny_config(hidden_size=96, intermediate_size=224, head_dim=32))
+    engines = make(model, torch.float16), make(model, torch.float16)
+    engines[1].own_rows = 8
+    mask = torch.randint(0, 2, (40, 3), dtype=torch.uint8)
+    ways = (
+        {"routing": "dense"},
+        {"routing": "forced_hard", "mask": torch.zeros_like(mask)},
+        {"routing": "forced_hard", "mask": torch.ones_like(mask)},
+        {"routing": "forced", "mask": mask},
+    )
+    for way in ways:
+        (logits, gates, ran), (own, own_gates, own_ran) = (
+            everything(engine, ids, **way) for engine in reversed(engines)
+        )
+        torch.testing.assert_close(logits, own, rtol=2e-2, atol=3e-2)
+        torch.testing.assert_close(gates, own_gates, rtol=1e-2, atol=1e-2, equal_nan=True)
+        assert torch.equal(ran, own_ran)
+    *_, ran = everything(engines[1], ids, thresholds=torch.tensor([0.0, 1.0, 0.0]))
+    assert ran.float().mean(0).tolist() == [1, 0, 1]
+    results = []
+    for engine in engines:
+        caches = [engine.new_cache(64) for _ in range(2)]
+        engine.forward(ids[:5].contiguous(), [5], caches[:1])
+        results.append(engine.forward(ids[5:30].contiguous(), [12, 13], caches).logits)
+        assert [cache.length for cache in caches] == [17, 13]
+    torch.testing.assert_close(*results, rtol=2e-2, atol=3e-2)
+
+
 def test_thresholds_of_a_call(make, ids):
     model = tiny_model(tiny_config())
     engine = make(model)

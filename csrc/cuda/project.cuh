@@ -1,0 +1,121 @@
+// The outputs of ops/project.h as an Op of matvec.cuh, and its three kinds of kernels, a file each:
+// project.cu dispatches and has the plain one.
+#pragma once
+
+#include "core/check.h"
+#include "cuda/compact.cuh"
+#include "cuda/kv_cache.cuh"
+#include "cuda/products.cuh"
+#include "ops/project.h"
+
+namespace flexidepth::cuda {
+
+// What a block of a call with `route` knows of its rows, in shared memory.
+struct Decisions {
+  float gates[kMaxRouteRows];
+  int32_t list[kMaxRouteRows];  // the running rows
+  int32_t run;
+};
+
+template <class T>
+struct Projection {
+  ProjectArgs args;
+  int64_t decisions_at;  // floats from the beginning of shared memory; -1 = no route
+
+  __device__ int64_t first_units() const {
+    return args.rotate_first ? args.first.n / 2 : paired_units(args.first.n);
+  }
+  __device__ int64_t units() const { return first_units() + args.k.n / 2 + paired_units(args.v.n); }
+
+  // A rotated pair stands half a head apart.
+  __device__ int64_t rotated_output(int64_t unit) const {
+    const int64_t half = args.head_dim / 2;
+    return unit / half * args.head_dim + unit % half;
+  }
+
+  __device__ Pair<T> rotated_pair(const PackedMatrix& w, int64_t unit) const {
+    const int64_t n = rotated_output(unit);
+    return {weight_row<T>(w, n), weight_row<T>(w, n + args.head_dim / 2)};
+  }
+
+  __device__ Pair<T> pair(int64_t unit) const {
+    if (unit < first_units())
+      return args.rotate_first ? rotated_pair(args.first, unit) : paired_rows<T>(args.first, unit);
+    unit -= first_units();
+    if (unit < args.k.n / 2) return rotated_pair(args.k, unit);
+    return paired_rows<T>(args.v, unit - args.k.n / 2);
+  }
+
+  // Number of the batch's row that the call's row i is.
+  __device__ int64_t batch_row(int64_t i) const {
+    if (decisions_at < 0) return row_number(args.h, i);
+    return reinterpret_cast<const Decisions*>(dev::shared_memory<float>() + decisions_at)->list[i];
+  }
+
+  __device__ void rotate(int64_t i, int64_t unit, float& a, float& b) const {
+    const int64_t half = args.head_dim / 2, j = unit % half;
+    const float* table = args.cos_sin.base + batch_row(i) * args.cos_sin.stride;
+    const float c = table[j], s = table[half + j], before = a;
+    a = before * c - b * s;
+    b = b * c + before * s;
+  }
+
+  __device__ void store(int64_t unit, int64_t i, float ya, float yb) const {
+    if (unit >= first_units()) return store_cached(unit - first_units(), i, ya, yb);
+    const PackedMatrix& w = args.first;
+    float* y = row_of(args.first_out, i);
+    const int64_t n = args.rotate_first ? rotated_output(unit) : paired_output(unit);
+    const int64_t other = n + (args.rotate_first ? args.head_dim / 2 : 8);
+    ya += bias_of(w, n);
+    if (other < w.n) yb += bias_of(w, other);
+    if (args.rotate_first) rotate(i, unit, ya, yb);
+    y[n] = ya;
+    if (other < w.n) y[other] = yb;
+  }
+
+  __device__ void store_cached(int64_t unit, int64_t i, float ya, float yb) const {
+    if (unit < args.k.n / 2) {
+      const int64_t n = rotated_output(unit), other = n + args.head_dim / 2;
+      ya += bias_of(args.k, n);
+      yb += bias_of(args.k, other);
+      rotate(i, unit, ya, yb);
+      cache(i, n, ya, 0);
+      cache(i, other, yb, 0);
+    } else {
+      const int64_t n = paired_output(unit - args.k.n / 2);
+      cache(i, n, ya + bias_of(args.v, n), value_offset(args.pages.layout));
+      if (n + 8 < args.v.n)
+        cache(i, n + 8, yb + bias_of(args.v, n + 8), value_offset(args.pages.layout));
+    }
+  }
+
+  // Output n of the keys, or, value_offset behind them, of the values.
+  __device__ void cache(int64_t i, int64_t n, float value, int64_t offset) const {
+    const KvLayout& layout = args.pages.layout;
+    const int64_t row = batch_row(i), position = args.positions[row];
+    const int64_t at =
+        key_offset(layout, n / args.head_dim, position % kPageTokens) + n % args.head_dim + offset;
+    const int32_t sequence = args.sequences[row];
+    const int64_t page = position / kPageTokens;
+    switch (layout.dtype) {
+      case DType::kFloat32:
+        layer_of_page<float>(args.pages, sequence, page)[at] = value;
+        break;
+      case DType::kBFloat16:
+        layer_of_page<BFloat16>(args.pages, sequence, page)[at] = cached<BFloat16>(value);
+        break;
+      case DType::kFloat16:
+        layer_of_page<Float16>(args.pages, sequence, page)[at] = cached<Float16>(value);
+        break;
+    }
+  }
+};
+
+// project_routed.cu: rows that run are found on the way.
+void project_routed(const ProjectArgs& args, const Input& in, int64_t units,
+                    const Context& context);
+// project_mixed.cu: the router's code out of a float32 matrix, keys and values out of another
+// type's.
+void project_mixed(const ProjectArgs& args, const Input& in, const Context& context);
+
+}  // namespace flexidepth::cuda
