@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,16 +59,21 @@ def read_kernels(module: Path) -> dict[str, dict[str, Kernel]]:
             label = kernel_label(match[1])
         elif match := re.match(r"\s*REG:(\d+)", line):
             found.setdefault(label, {})[arch] = Kernel(int(match[1]))
-    for line in _lines(module, "-sass"):
-        if match := re.search(r"arch = sm_(\w+)", line):
-            arch = match[1]
-        elif match := re.match(r"\s*Function : (\S+)", line):
-            label = kernel_label(match[1])
-        elif re.search(r"\bLDG\.E\.(\w+\.)*128", line):
-            found[label][arch].loads += 1
-        elif re.search(r"\b(LDL|STL)\b", line):
-            found[label][arch].spilled += 1
+    archs = {arch for kernels in found.values() for arch in kernels}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a process each, and they take their time
+        list(pool.map(lambda arch: _count_instructions(module, arch, found), archs))
     return found
+
+
+def _count_instructions(module: Path, arch: str, found: dict[str, dict[str, Kernel]]) -> None:
+    label = ""
+    for line in _lines(module, "-sass", "-arch", f"sm_{arch}"):
+        if match := re.match(r"\s*Function : (\S+)", line):
+            label = kernel_label(match[1])
+        elif "LDG.E." in line and re.search(r"\bLDG\.E\.(\w+\.)*128", line):
+            found[label][arch].loads += 1
+        elif "LDL" in line or "STL" in line:
+            found[label][arch].spilled += bool(re.search(r"\b(LDL|STL)\b", line))
 
 
 def kernel_label(mangled: str) -> str:
@@ -87,16 +93,16 @@ def kernel_label(mangled: str) -> str:
     return f"{name}<{', '.join(dict.fromkeys(kept))}>"
 
 
-def _lines(module: Path, option: str) -> Iterator[str]:
+def _lines(module: Path, *options: str) -> Iterator[str]:
     tool = dump_tool()
     assert tool is not None
     environment = {**os.environ, "PATH": _search_path()}  # it calls nvdisasm
     with subprocess.Popen(
-        [tool, option, str(module)], stdout=subprocess.PIPE, text=True, env=environment
+        [tool, *options, str(module)], stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         yield from process.stdout
-    assert process.returncode == 0, f"{tool} {option}: exit code {process.returncode}"
+    assert process.returncode == 0, f"{tool} {' '.join(options)}: exit code {process.returncode}"
 
 
 def compiler_version() -> str:
