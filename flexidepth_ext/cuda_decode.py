@@ -145,6 +145,7 @@ class DecodeState:
             self.tokens.data_ptr(),
             self.logprobs.data_ptr(),
             self.faults.data_ptr(),
+            engine.check,
         )
         read = self.tokens, self.logprobs, self.faults, self.gates, self.ran
         moved = self.positions, self.draws, self.step
