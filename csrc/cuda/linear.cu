@@ -1,25 +1,22 @@
+#include "core/check.h"
 #include "cuda/outputs.cuh"
 #include "ops/linear.h"
 
 namespace flexidepth::cuda {
 
-void run_outputs(const char* op, const LinearArgs& args, const float* norm, float eps,
-                 uint64_t* best, const Context& context) {
-  const PackedMatrix& first = args.outputs[0].weight;
-  int64_t units = 0;
-  for (int i = 0; i < args.num_outputs; ++i) units += paired_units(args.outputs[i].weight.n);
-  with_type(first.dtype, [&](auto type) {
+void run_output(const char* op, const Rows& x, const LinearOutput& output, const float* norm,
+                float eps, uint64_t* best, const Context& context) {
+  with_type(output.weight.dtype, [&](auto type) {
     using T = decltype(type);
-    Outputs<T> outputs;
-    outputs.count = args.num_outputs;
-    outputs.best = best;
-    for (int i = 0; i < args.num_outputs; ++i) outputs.output[i] = args.outputs[i];
-    run_product<T>(op, Input{args.x, first.k, norm, eps}, outputs, units, context);
+    run_product<T>(op, Input{x, output.weight.k, norm, eps}, Outputs<T>{output, best},
+                   paired_units(output.weight.n), context);
   });
 }
 
 void linear(const LinearArgs& args, const Context& context) {
-  run_outputs("linear", args, nullptr, 0.0f, nullptr, context);
+  check(args.num_outputs == 1, ErrorKind::kUnsupported, "linear: ", args.num_outputs,
+        " matrices; the CUDA op takes one, ops/project.h has the ones that share their input");
+  run_output("linear", args.x, args.outputs[0], nullptr, 0.0f, nullptr, context);
 }
 
 }  // namespace flexidepth::cuda

@@ -7,11 +7,9 @@ void lm_head(const LmHeadArgs& args, const Context& context) {
   if (args.best != nullptr)
     dev::fill_zero("lm_head", args.best, static_cast<size_t>(args.h.count) * sizeof(uint64_t),
                    context);
-  LinearArgs project;
-  project.x = args.h;
-  project.outputs[0] = {
+  const LinearOutput logits{
       args.weight, {args.logits, args.weight.n, nullptr, args.h.count}, false, nullptr};
-  run_outputs("lm_head", project, args.norm, args.eps, args.best, context);
+  run_output("lm_head", args.h, logits, args.norm, args.eps, args.best, context);
 }
 
 }  // namespace flexidepth::cuda

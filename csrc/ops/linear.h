@@ -21,7 +21,7 @@ constexpr int kMaxLinearOutputs = 3;
 struct LinearArgs {
   Rows x;
   LinearOutput outputs[kMaxLinearOutputs];
-  int num_outputs = 1;
+  int num_outputs = 1;  // CUDA: 1
 };
 
 namespace cpu {
