@@ -1,7 +1,7 @@
 """Trains the default model's routers and adapters anew, from nothing: `python -m flexidepth.bench.retrain OUT_DIR`.
 
 Fetches texts, lets the base model answer prompts, trains, finds the thresholds of the dial and measures the quality.
-What an interrupted run has done already is not done again. About an hour and a half on two processor cores.
+What an interrupted run has done already is not done again. About two hours on two processor cores.
 """
 
 from __future__ import annotations
@@ -61,7 +61,18 @@ def stages(out: Path, recipe: str, gsm8k: Path | None) -> list[Stage]:
     named = [
         w for name, text in zip(_HELD_OUT, texts, strict=True) for w in (f"--{name}", str(text))
     ]
-    command = ["eval", routing, *named, "--output-dir", str(out / "quality")]
+    measured = [
+        *(
+            "--skipped",
+            "1,2,3,4,6,8",
+            "--methods",
+            "flexidepth,random,shortgpt",
+            "--tokens",
+            "4096",
+        ),
+        *("--answers", "16", "--max-new-tokens", "128", "--per-kind", "6"),
+    ]
+    command = ["eval", routing, *named, *measured, "--output-dir", str(out / "quality")]
     made.append(Stage("quality", ["flexidepth", *command], out / "quality" / "eval.md"))
     return made
 
