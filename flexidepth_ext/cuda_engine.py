@@ -43,7 +43,7 @@ class Scratch:
     """Buffers of passes of up to so many rows and pages."""
 
     def __init__(self, engine: CudaEngine, rows: int, pages: int, prompt: bool) -> None:
-        self.rows, self.pages, self.prompt = rows, pages, prompt
+        self.rows, self.pages = rows, pages
         count = engine.native.scratch_bytes(rows, pages, prompt)
         self.memory = torch.zeros(count, dtype=torch.uint8, device=engine.runtime.device)
 
@@ -129,7 +129,8 @@ class CudaEngine:
             )
             pages = -(-self.max_length // PAGE_TOKENS)
             self.decode_scratch = Scratch(self, MAX_DECODE_ROWS, pages, prompt=False)
-            self._prompt_scratch = Scratch(self, max_rows, pages, prompt=True)
+            own = max_rows if dtype == torch.float32 else min(max_rows, self.own_rows)
+            self._prompt_scratch = Scratch(self, own, pages, prompt=True)
         self.native.finish_loading()
         self._decoding: dict[int, DecodeState] = {}  # by number of sequences
 
@@ -177,7 +178,6 @@ class CudaEngine:
         chooses its ways by the number of rows.
         """
         with self.exclusive("forward"):
-            rows = token_ids.shape[0]
             wanted = check_forward(
                 token_ids, counts, routing, mask, thresholds, logits_rows, self.num_routed
             )
@@ -188,7 +188,6 @@ class CudaEngine:
                 result = self._run(token_ids, counts, caches, routing, mask, thresholds, wanted)
             for cache, count in zip(caches, counts, strict=True):
                 cache.advance(count)
-        assert result.ran.shape[0] == rows
         return result
 
     def _run(

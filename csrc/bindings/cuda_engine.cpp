@@ -1,5 +1,6 @@
 // The pass of the CUDA engine. Pointers come as integers from Tensor.data_ptr();
 // flexidepth_ext/cuda_engine.py checks the tensors and keeps them alive while they are in use.
+#include "bindings/address.h"
 #include "bindings/model_shape.h"
 #include "bindings/register.h"
 #include "engine/cuda_pass.h"
@@ -10,13 +11,6 @@ namespace flexidepth::bindings {
 namespace py = pybind11;
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 void run(const CudaPass& pass, Address stream, int64_t rows, bool prompt, Address token_ids,
          Address positions, Address sequences, Address tables, int64_t max_pages, int routing,

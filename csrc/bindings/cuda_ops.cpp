@@ -1,6 +1,7 @@
 // Each CUDA op on raw device pointers (integers from Tensor.data_ptr()) and a stream;
 // flexidepth_ext/cuda_ops.py checks and converts. Matrices are dense and row-major; 0 stands for
 // "none" where a pointer is optional. `live` is a count of rows on the device.
+#include "bindings/address.h"
 #include "bindings/register.h"
 #include "cuda/context.h"
 #include "ops/adapter.h"
@@ -22,13 +23,7 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;
 using Release = py::call_guard<py::gil_scoped_release>;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 cuda::Context on(Address stream) { return {at<void>(stream)}; }
 

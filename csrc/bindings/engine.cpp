@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bindings/address.h"
 #include "bindings/model_shape.h"
 #include "bindings/register.h"
 #include "core/check.h"
@@ -14,13 +15,6 @@ namespace flexidepth::bindings {
 namespace py = pybind11;
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // A cache outside an engine, for the ops called one by one.
 std::unique_ptr<KvCache> bare_cache(int dtype, int64_t layers, int64_t kv_heads, int64_t head_dim,

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "bindings/address.h"
 #include "bindings/register.h"
 #include "cpu/context.h"
 #include "cpu/isa.h"
@@ -26,7 +27,6 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;
 using Release = py::call_guard<py::gil_scoped_release>;
 
 // Threads and kernels for ops that are called one by one.
@@ -38,11 +38,6 @@ struct OpContext {
   cpu::ThreadPool pool;
   const cpu::Kernels& kernels;
 };
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 PackedMatrix matrix(Address data, int dtype, int64_t n, int64_t k, Address bias) {
   return {at<const uint8_t>(data), static_cast<DType>(dtype), n, k, at<const float>(bias)};

@@ -42,9 +42,10 @@ class Draw {
       return;
     }
     int32_t token = best;
-    if (args_.temperature > 0.0f) {
-      inverse_ = 1.0f / args_.temperature;
-      peak_ = peak * inverse_;
+    inverse_ = 1.0f / args_.temperature;
+    peak_ = peak * inverse_;
+    // A temperature so low that nothing but the best is left of the numbers is none.
+    if (args_.temperature > 0.0f && fabsf(peak_) < INFINITY && inverse_ < INFINITY) {
       if (args_.top_k > 0 && args_.top_k < args_.vocab) limit_ = kth_largest();
       if (args_.top_p < 1.0f) keep_top_p();
       token = walk(best);

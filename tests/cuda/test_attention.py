@@ -176,6 +176,19 @@ def test_counters_are_left_as_they_were(ops):
         assert counters.item() == 0 and torch.equal(out, results[0])
 
 
+def test_a_value_too_large_for_float16_harms_nobody_else(ops):
+    """Row 0 does not see token 1; 0 times an infinity would be NaN where 64 rows share a tile of tokens."""
+    cache = PagedCache(ops, torch.float16, 1, 1, 16, 10, device=ops.device_type)
+    k, v = torch.randn(2, 16), torch.randn(2, 16)
+    v[1] = torch.tensor([1e6, -1e6] * 8)
+    sequences = torch.zeros(2, dtype=torch.int32)
+    ops.kv_append(cache, k, v, torch.arange(2), sequences)
+    q = torch.randn(2, 16)
+    got = ops.attention(q, cache, torch.arange(2), sequences, 1, prompt=True)
+    torch.testing.assert_close(got[0], v[0], rtol=2e-3, atol=2e-3)
+    assert torch.isfinite(got).all()
+
+
 def test_what_a_cache_cannot_be(ops):
     with pytest.raises(UnsupportedError, match="head_dim is 100; wanted a multiple of 8 up to 128"):
         PagedCache(ops, torch.float32, 1, 1, 100, 10, device=ops.device_type)

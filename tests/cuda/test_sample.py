@@ -52,6 +52,24 @@ def test_the_cpus_tokens(ops, options, vocab):
     torch.testing.assert_close(logprobs[same], want_logprobs[same], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.8, "min_p": 1.0},
+        {"temperature": 1e-39},
+        {"temperature": 1e-39, "top_k": 5, "top_p": 0.9},
+        {"temperature": 1e-37, "top_p": 0.5},
+    ],
+    ids=str,
+)
+def test_where_only_the_best_is_left_it_is_drawn(ops, options):
+    logits = torch.randn(ROWS, 300) * 30
+    seeds, positions = torch.arange(ROWS), torch.arange(ROWS)
+    tokens, logprobs, faults = ops.sample(logits, seeds, positions, **options)
+    assert torch.equal(tokens.long(), logits.argmax(-1)) and not faults.any()
+    assert torch.isfinite(logprobs).all()
+
+
 def test_only_what_the_filters_leave(ops):
     logits = torch.randn(1, 60) * 2
     allowed = filtered(logits, 1.0, 12, 0.8, 0.05)[0] > 0
