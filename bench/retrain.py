@@ -1,7 +1,7 @@
 """Trains the default model's routers and adapters anew, from nothing: `python -m flexidepth.bench.retrain OUT_DIR`.
 
 Fetches texts, lets the base model answer prompts, trains, finds the thresholds of the dial and measures the quality.
-What an interrupted run has done already is not done again. About two hours on two processor cores.
+What an interrupted run has done already is not done again.
 """
 
 from __future__ import annotations

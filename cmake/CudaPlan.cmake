@@ -44,8 +44,8 @@ function(flexidepth_cuda_archs nvcc out)
   set(${out} "${archs}" PARENT_SCOPE)
 endfunction()
 
-# Compiler flags for architectures. Devices of one family are assembled from one translation, which
-# takes two thirds of the time that one for each takes.
+# Compiler flags for architectures. Devices of one family are assembled from one translation: one for
+# each takes longer.
 function(flexidepth_cuda_code archs out)
   set(code "")
   foreach(arch ${archs})
