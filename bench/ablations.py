@@ -67,9 +67,11 @@ def main(
     distilled: Annotated[
         Path | None, typer.Option(help="Held-out answers of the base model.")
     ] = None,
+    tasks: Annotated[Path | None, typer.Option(help="Multiple-choice questions.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Questions of a task.")] = 200,
     variants: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(VARIANTS),
     training_tokens: Annotated[int, typer.Option(min=1, help="Of each variant.")] = 61_440,
-    skipped: Annotated[str, typer.Option(help="Mean layers to skip.")] = "2,4",
+    skipped: Annotated[str, typer.Option(help="Mean layers to skip.")] = "1,2,3,4,6,8",
     tokens: Annotated[int, typer.Option(help="Most tokens of each held-out text.")] = 4096,
 ) -> None:
     """Train and evaluate variants."""
@@ -85,6 +87,8 @@ def main(
     texts = {"prose": prose, "code": code, "chat": chat, "distilled": distilled}
     values: dict[str, Any] = {
         "texts": {name: path for name, path in texts.items() if path is not None},
+        "tasks": tasks,
+        "limit": limit,
         "skipped": [float(number) for number in skipped.split(",")],
         "methods": ["flexidepth"],
         "tokens": tokens,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+import torch
 
 from flexidepth import FlexiDepth
+from flexidepth.checkpoints import open_checkpoint
 from flexidepth.evaluation.choices import choice_logprobs, score_questions, standard_error
 from flexidepth.evaluation.points import Point, base_point
 from flexidepth.evaluation.questions import EncodedQuestion, Question, encode_question
+from flexidepth.evaluation.torch_engine import TorchEngine
+from flexidepth.loading import load_engine
 
-from .conftest import sentence
+from .conftest import save_tiny, sentence
 
 QUESTIONS = [
     Question(f"Question: {sentence(i, 3 + 5 * i)}?\nAnswer:", choices, 0)
@@ -42,6 +48,26 @@ def test_likelihoods_are_those_of_whole_texts(llm: FlexiDepth, point: Point) -> 
     behind = sum(len(choice) for question in QUESTIONS for choice in question.choices)
     assert computed == contexts + behind  # a choice's space is computed, its last letter is not
     assert all(job.cache.length == 0 for job in jobs)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("point", [base_point(), Point("m", 1, thresholds=[0.4, 0.6, 0.5])])
+def test_the_trainable_model_computes_a_question_and_its_answers_as_one_tree(
+    llm: FlexiDepth, tmp_path: Path, point: Point, window: int | None
+) -> None:
+    checkpoint = open_checkpoint(save_tiny(tmp_path / "tiny", sliding_window=window))
+    engine = TorchEngine(checkpoint, torch.float32)
+    other = load_engine(
+        checkpoint, torch.float32, num_threads=1, strict_router=False, progress=None
+    )
+    with closing(other):
+        found, want = (
+            choice_logprobs(e, encoded(llm), *point.resolve(checkpoint.config))
+            for e in (engine, other)
+        )
+    for ours, theirs in zip(found[0], want[0], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert [job.ran for job in found[1]] == [job.ran for job in want[1]]
 
 
 def test_accuracy_counts_the_likeliest(llm: FlexiDepth) -> None:

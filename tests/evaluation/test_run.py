@@ -101,8 +101,8 @@ def test_every_point_has_every_row(everything: tuple[EvalResult, Path, list[str]
     assert any("other.jsonl is left out" in line for line in said)
 
 
-def test_ablated_models_are_measured_on_texts(
-    make: Make, tmp_path: Path, model: Path, prose: Path
+def test_ablated_models_are_measured_on_texts_and_tasks(
+    make: Make, tmp_path: Path, model: Path, prose: Path, tasks: Path
 ) -> None:
     """The trainable model's figures; with nothing ablated they would be the engine's."""
     also = {
@@ -110,10 +110,12 @@ def test_ablated_models_are_measured_on_texts(
         for name in ("no_adapter", "no_skipped_kv")
     }
     said: list[str] = []
-    options = make(also=also, skipped=[0, 1], methods=[], per_kind=1)
+    options = make(also=also, skipped=[0, 1], methods=[], per_kind=1, tasks=tasks / "words.jsonl")
     result = evaluate(options, notify=said.append)
     found = {(r.part, r.method, r.asked) for r in result.rows if r.method in also}
-    assert found == {("text", name, n) for name in also for n in (0, 1)}
+    assert found == {(part, name, n) for part in ("text", "task") for name in also for n in (0, 1)}
+    scores = {r.method: r.acc_norm for r in result.rows if isinstance(r, TaskRow) and not r.asked}
+    assert scores == dict.fromkeys(("base", *also), scores["base"])
     rows = {(r.method, r.asked): r for r in result.rows if r.key[3] == "prose"}
     for name in also:
         assert rows[name, 0].ratio == pytest.approx(1, abs=1e-4)
@@ -136,8 +138,10 @@ def test_the_trainable_model_answers_as_the_engine_does(llm: FlexiDepth, model: 
     cache = engine.new_cache(9)
     ids = torch.arange(4, dtype=torch.int32)
     engine.forward(ids, [4], [cache])
-    with pytest.raises(UnsupportedError, match="whole sequence"):
-        engine.forward(ids, [4], [cache])
+    with pytest.raises(
+        UnsupportedError, match=r"a routing mask for 1 sequences, \[4\] tokens held"
+    ):
+        engine.forward(ids, [4], [cache], routing="forced", mask=mask[:4].to(torch.uint8))
 
 
 def test_rows_fit_the_model(everything: tuple[EvalResult, Path, list[str]], model: Path) -> None:

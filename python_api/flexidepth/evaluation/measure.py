@@ -33,7 +33,7 @@ class Measurer:
 
     Args:
         config: of the model that is evaluated; its adapters' width counts in the bytes of the baselines.
-        weight_bytes: of a weight. texts_only: methods that are measured on texts and nothing else.
+        weight_bytes: of a weight. without_answers: methods that no greedy answers are asked of.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class Measurer:
         config: FlexiDepthConfig,
         weight_bytes: int,
         max_new_tokens: int,
-        texts_only: Collection[str] = (),
+        without_answers: Collection[str] = (),
         notify: Callable[[str], None],
     ) -> None:
         self.data, self.record, self.config = data, record, config
         self.weight_bytes, self.max_new_tokens, self.notify = weight_bytes, max_new_tokens, notify
-        self.texts_only = texts_only
+        self.without_answers = without_answers
         # The base model on the beginning of the calibration text, for others to be compared with.
         self.base_reference: Trace | None = None
         self._base_traces: dict[str, Trace] = {}
@@ -58,10 +58,9 @@ class Measurer:
     def missing(self, method: str, asked: float) -> list[Key]:
         """Keys of the rows of a point that are yet to be measured."""
         keys = [("text", method, asked, text_set.name) for text_set in self.data.sets]
-        if method in self.texts_only:
-            return [key for key in keys if key not in self.record.rows]
         keys += [("task", method, asked, name) for name in self.data.tasks]
-        keys += [("answers", method, asked, "")] if self.data.prompts else []
+        if self.data.prompts and method not in self.without_answers:
+            keys.append(("answers", method, asked, ""))
         return [key for key in keys if key not in self.record.rows]
 
     def measure(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,37 +15,49 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.trainable import trainable
 from ..errors import UnsupportedError
 from ..routing import ForcedRouting
+from .token_tree import TokenTree, plant_trees
+
+_BATCH_TOKENS = 2048  # computed at once, padding included
 
 
-class EmptyCache:
-    """Stands for an engine's cache; holds no keys and values, so tokens can be put to it only once."""
+class TokenHistory:
+    """Stands for an engine's cache: tokens, which are computed again with each that follows them."""
 
     def __init__(self) -> None:
-        self.length = 0
+        self.ids: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return len(self.ids)
+
+    def copy_from(self, other: TokenHistory) -> None:
+        """Hold what `other` holds."""
+        self.ids = other.ids
 
     def release(self) -> None:
         """Forget everything."""
-        self.length = 0
+        self.ids = ()
 
 
 class TorchEngine:
-    """A checkpoint whose whole sequences can be computed, without a cache.
+    """A checkpoint computed without keys and values of earlier calls, which some ablations do not have.
 
     Args:
         dtype: to which weights are rounded, as the engine would hold them; computed is in float32.
     """
 
     closed = False
+    max_rows = 4096
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self.model = trainable(checkpoint, dtype=dtype).float()
         self.config = checkpoint.config
         self.num_routed = self.config.num_routed_layers
-        self.max_rows = int(self.config.max_position_embeddings)  # so that no sequence is cut
 
-    def new_cache(self, _: int) -> EmptyCache:
+    def new_cache(self, _: int) -> TokenHistory:
         """As Engine.new_cache."""
-        return EmptyCache()
+        return TokenHistory()
 
     @torch.inference_mode()
     def forward(
@@ -59,28 +71,67 @@ class TorchEngine:
         thresholds: Tensor | None = None,
         logits_rows: Tensor | None = None,
     ) -> StepResult:
-        """As Engine.forward, for one sequence at a time and from its beginning."""
-        if len(counts) != 1 or caches[0].length:
+        """As Engine.forward, except that a mask is for one sequence and its beginning."""
+        if mask is not None and (len(counts) != 1 or caches[0].length):
             raise UnsupportedError(
-                f"eval: {len(counts)} sequences, {[c.length for c in caches]} tokens held; an ablated model is "
-                "computed a whole sequence at a time; measure it on texts alone"
+                f"eval: a routing mask for {len(counts)} sequences, {[c.length for c in caches]} tokens held; an "
+                "ablated model takes one for one sequence from its beginning; leave the mask out"
             )
-        caches[0].length = len(token_ids)
+        parts = [tuple(part.tolist()) for part in torch.split(token_ids, list(counts))]
+        trees = plant_trees(
+            [cache.ids for cache in caches], parts, joined=self.config.sliding_window is None
+        )
+        forced = ForcedRouting(routing, self.num_routed, routing, recorded=mask)
+        if logits_rows is None:
+            logits_rows = torch.tensor(list(counts)).cumsum(0) - 1
         config = self.model.config
         own = config.router_thresholds
         if thresholds is not None:
             config.router_thresholds = thresholds.tolist()
         try:
-            out = self.model.model(
-                token_ids[None].long(),
-                use_cache=False,
-                force_routing=ForcedRouting(routing, self.num_routed, routing, recorded=mask),
-            )
+            hidden, gates, run = self._compute(trees, len(token_ids), forced)
         finally:
             config.router_thresholds = own
-        rows = [len(token_ids) - 1] if logits_rows is None else logits_rows.tolist()
-        logits = self.model.lm_head(out.last_hidden_state[0, rows])
-        return StepResult(logits, out.gates[0], out.run[0].to(torch.uint8))
+        for cache, part in zip(caches, parts, strict=True):
+            cache.ids += part
+        logits = self.model.lm_head(hidden[logits_rows.long()])
+        return StepResult(logits, gates, run)
+
+    def _compute(
+        self, trees: Sequence[TokenTree], rows: int, forced: ForcedRouting
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(final hidden states, gates, run) of the rows of a call."""
+        hidden = torch.empty(rows, self.config.hidden_size)
+        gates = torch.empty(rows, self.num_routed)
+        run = torch.empty(rows, self.num_routed, dtype=torch.uint8)
+        for batch in _batches(trees):
+            length = max(len(tree.ids) for tree in batch)
+            out = self.model.model(
+                torch.stack([tree.padded_ids(length) for tree in batch]),
+                attention_mask=torch.stack([tree.visible(length) for tree in batch])[:, None],
+                position_ids=torch.stack([tree.positions(length) for tree in batch]),
+                use_cache=False,
+                force_routing=forced,
+            )
+            for b, tree in enumerate(batch):
+                new = slice(tree.root, len(tree.ids))
+                hidden[tree.rows] = out.last_hidden_state[b, new]
+                if self.num_routed:
+                    gates[tree.rows] = out.gates[b, new]
+                    run[tree.rows] = out.run[b, new].to(torch.uint8)
+        return hidden, gates, run
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def _batches(trees: Sequence[TokenTree]) -> Iterator[list[TokenTree]]:
+    """Trees of like lengths together, so that little is padding."""
+    batch: list[TokenTree] = []
+    for tree in sorted(trees, key=lambda tree: len(tree.ids)):
+        if batch and (len(batch) + 1) * len(tree.ids) > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(tree)
+    if batch:
+        yield batch
