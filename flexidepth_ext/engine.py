@@ -252,6 +252,15 @@ class Engine:
         )
         return tokens, logprobs
 
+    def record_times(self, on: bool = True) -> None:
+        """From now on count where the time of passes goes, beginning at 0; or stop."""
+        self._native.record_times(on)
+
+    def times(self) -> dict[str, float]:
+        """Seconds of the recorded passes by part: inputs (norm, [Q or router; K; V], cache), gate, queries, attention,
+        output, feed_forward, adapter, head, other; those of routed layers begin with "routed."."""
+        return dict(self._native.times())
+
     def close(self) -> None:
         """Give the memory of weights and scratch back at once. Calling it twice is fine."""
         if not self.closed:

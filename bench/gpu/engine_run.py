@@ -9,11 +9,11 @@ import torch
 from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.cuda_runtime import CudaRuntime, Runtime
 
+from ..models import model_config, random_weights
 from .engine_check import EngineCheck, check_engine
 from .engine_peers import time_peers
 from .engine_report import EngineReport
 from .engine_timing import time_decode, time_prompts
-from .models import model_config, random_weights
 
 _CONTEXTS = (128, 4096)
 _BATCHES = (1, 2, 4, 8)

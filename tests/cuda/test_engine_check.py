@@ -11,8 +11,8 @@ import torch
 from bench import gpu_check
 from bench.gpu import engine_peers, engine_run, engine_timing
 from bench.gpu.engine_peers import COMPILED, GRAPH, time_peers
-from bench.gpu.models import model_config, random_weights, skip_masks, step_bytes
 from bench.gpu_check import Report, write_report
+from bench.models import model_config, random_weights, skip_masks, step_bytes
 from flexidepth.errors import OutOfMemoryError
 
 from .runtime import FakeRuntime
