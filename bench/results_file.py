@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ from flexidepth.plain_json import json_text
 from .breakdown import table_rows
 from .report import csv_text, markdown, tables
 from .results_folder import PARTIAL, check_folder, replace_results
-from .rows import DECODE, DENSE, PROMPT, BenchRow
+from .rows import DECODE, DENSE, PROMPT, BenchRow, with_comparisons
 from .run import BenchResult
 
 KINDS = ("md", "csv", "json", "jsonl")
@@ -179,8 +180,10 @@ def read_results(path: Path) -> LoadedResult:
 
 def _loaded(content: dict[str, Any]) -> LoadedResult:
     if content["format"] == "flexidepth-bench-1":
-        rows = [_row_1(content, row, DECODE) for row in content["decode"]]
-        rows += [_row_1(content, row, PROMPT) for row in content["prompt"]]
+        old = [_row_1(content, row, DECODE) for row in content["decode"]]
+        old += [_row_1(content, row, PROMPT) for row in content["prompt"]]
+        groups = groupby(sorted(old, key=lambda row: row.kind), key=lambda row: row.group)
+        rows = [row for _, group in groups for row in with_comparisons(list(group))]
         sizes = {name: content[name] for name in ("num_layers", "routed_layers")}
         models, breakdown = {content["model"]: sizes}, []
         bandwidth = {f"{k} threads": v for k, v in content["read_bandwidth_gb_per_s"].items()}
