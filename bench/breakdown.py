@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from flexidepth.config import FlexiDepthConfig
 from flexidepth_ext.engine import Engine
 
 from .decode import decode_case
+from .ideal import bytes_per_token
 from .plans import Plan
 
 PARTS = ("router", "keys and values", "queries and output", "attention", "feed-forward", "adapter")
@@ -20,16 +23,13 @@ _STEPS = 48
 class LayerTime:
     """Milliseconds of one layer, in the mean over the layers of its kind and over tokens.
 
-    layer: "plain" (not routed), "run" or "skipped". parts: by PARTS.
+    layer: "plain" (not routed), "run" or "skipped". parts: by PARTS. by_bytes: what its bytes would take at the rate at
+    which the whole dense pass reads; what it takes longer is its distance from the ideal line.
     """
 
     layer: str
     parts: dict[str, float]
-
-    @property
-    def total(self) -> float:
-        """Of the layer."""
-        return sum(self.parts.values())
+    by_bytes: float
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,24 @@ class Breakdown:
 
 
 def measure_breakdown(
-    engine: Engine, run: Plan, skipped: Plan, depth: int, steps: int = _STEPS
+    engine: Engine, run: Plan, skipped: Plan, depth: int, rate: float, steps: int = _STEPS
 ) -> Breakdown:
-    """Two passes over `steps` tokens: every routed layer run, and every one skipped."""
+    """Two passes over `steps` tokens: every routed layer run, and every one skipped.
+
+    rate: GB/s that the dense pass reads.
+    """
     config = engine.config
     ran, without = (_times(engine, plan, depth, steps) for plan in (run, skipped))
     plain_layers = config.num_hidden_layers - config.num_routed_layers
     layers = []
     if plain_layers:
-        layers.append(LayerTime("plain", _parts(ran, "", plain_layers, _shares(config, False))))
+        parts = _parts(ran, "", plain_layers, _shares(config, False))
+        layers.append(LayerTime("plain", parts, _layer_bytes(engine, depth, None) / rate / 1e6))
     if config.num_routed_layers:
         for name, times in (("run", ran), ("skipped", without)):
             parts = _parts(times, "routed.", config.num_routed_layers, _shares(config, True))
-            layers.append(LayerTime(name, parts))
+            nbytes = _layer_bytes(engine, depth, name == "skipped")
+            layers.append(LayerTime(name, parts, nbytes / rate / 1e6))
     return Breakdown(engine.num_threads, depth, layers, ran["head"] * 1e3, ran["other"] * 1e3)
 
 
@@ -77,6 +82,18 @@ def _times(engine: Engine, plan: Plan, depth: int, steps: int) -> dict[str, floa
     times = {name: seconds / steps for name, seconds in engine.times().items()}
     engine.record_times(False)
     return times
+
+
+def _layer_bytes(engine: Engine, depth: int, skipped: bool | None) -> float:
+    """Of a layer that is not routed (None), run or skipped: differences of whole tokens."""
+    config, size = engine.config, torch.empty((), dtype=engine.dtype).element_size()
+    layers, routed = config.num_hidden_layers, max(1, config.num_routed_layers)
+    dense = bytes_per_token(config, 0, weight_bytes=size, context=depth, routers=False)
+    plain = (dense - size * config.vocab_size * config.hidden_size) / layers
+    if skipped is None:
+        return plain
+    run, one = (bytes_per_token(config, n, weight_bytes=size, context=depth) for n in (0, 1))
+    return plain + (run - dense) / routed - (run - one if skipped else 0)
 
 
 def _shares(config: FlexiDepthConfig, routed: bool) -> dict[str, float]:
@@ -107,10 +124,11 @@ _ENGINE_PARTS = ("inputs", "gate", "queries", "attention", "output", "feed_forwa
 
 def table_rows(breakdowns: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Cells of a table, in microseconds, heading first; breakdowns: `Breakdown.to_dict()` of each."""
-    rows = [["layer", "threads", *PARTS, "total"]]
+    rows = [["layer", "threads", *PARTS, "total", "by bytes"]]
     for breakdown in breakdowns:
         for layer in breakdown["layers"]:
             values = [layer["parts"][name] for name in PARTS]
-            cells = [f"{1e3 * value:.1f}" for value in (*values, sum(values))]
+            values += [sum(values), layer["by_bytes"]]
+            cells = [f"{1e3 * value:.1f}" for value in values]
             rows.append([layer["layer"], str(breakdown["threads"]), *cells])
     return rows

@@ -105,16 +105,18 @@ def breakdown_figure(result: LoadedResult) -> Any:
     if not result.breakdown:
         raise CheckpointError("plot: the benchmark has no breakdown; run it with --breakdown")
     bars = [
-        (f"{layer['layer']}, {b['threads']} threads, d{b['depth']}", layer["parts"])
+        (f"{layer['layer']}, {b['threads']} threads, d{b['depth']}", layer)
         for b in result.breakdown
         for layer in b["layers"]
     ]
     figure, axis = new_figure(8, 1.2 + 0.4 * len(bars))
     left = [0.0] * len(bars)
     for part, colour in zip(PARTS, _COLOURS, strict=True):
-        widths = [1e3 * parts[part] for _, parts in bars]
+        widths = [1e3 * layer["parts"][part] for _, layer in bars]
         axis.barh(range(len(bars)), widths, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
+    bytes_alone = [1e3 * layer["by_bytes"] for _, layer in bars]
+    axis.plot(bytes_alone, range(len(bars)), "k|", markersize=14, label="its bytes alone")
     axis.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("microseconds of a layer, one token")

@@ -200,7 +200,7 @@ class _Run:
             )
             self._finish(rows, others, engine, setting, [dense_plan(), *shares], self._peers)
         if options.breakdown and isinstance(engine, Engine) and options.steps:
-            self._breakdown(engine)
+            self._breakdown(engine, setting)
 
     def _prompt_plans(self, checkpoint: Checkpoint, plans: list[Plan]) -> list[Plan]:
         """Shares of the routed layers; with the model's own or a recorded routing what decoding takes, too."""
@@ -304,14 +304,23 @@ class _Run:
             self.memory[key] = None
             self.notify(str(error))
 
-    def _breakdown(self, engine: Engine) -> None:
+    def _breakdown(self, engine: Engine, setting: Setting) -> None:
         from .breakdown import measure_breakdown
 
-        routed = engine.num_routed
-        run, skipped = make_plans("fixed", [0, routed], engine.config)
+        run, skipped = make_plans("fixed", [0, engine.num_routed], engine.config)
         for depth in self.options.depths:
             self.notify(f"where the time of a token goes, d{depth}")
-            self.breakdown.append(measure_breakdown(engine, run, skipped, depth).to_dict())
+            dense = next(
+                row
+                for row in self.rows
+                if row.name == DENSE
+                and row.test == f"tg{self.options.steps} @ d{depth}"
+                and (row.model, row.device, row.dtype, row.threads)
+                == (setting.model, setting.device, setting.dtype_name, setting.threads)
+            )
+            assert dense.work is not None
+            found = measure_breakdown(engine, run, skipped, depth, dense.work)
+            self.breakdown.append(found.to_dict())
 
 
 _NO_FIGURES: dict[str, Any] = {

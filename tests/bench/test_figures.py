@@ -21,8 +21,12 @@ BREAKDOWN = {
     "threads": 2,
     "depth": 8,
     "layers": [
-        {"layer": "run", "parts": {part: 0.001 * i for i, part in enumerate(PARTS)}},
-        {"layer": "skipped", "parts": dict.fromkeys(PARTS, 0.002)},
+        {
+            "layer": "run",
+            "parts": {part: 0.001 * i for i, part in enumerate(PARTS)},
+            "by_bytes": 0.01,
+        },
+        {"layer": "skipped", "parts": dict.fromkeys(PARTS, 0.002), "by_bytes": 0.01},
     ],
     "head_ms": 1.0,
     "other_ms": 0.1,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flexidepth.bench.breakdown import PARTS, measure_breakdown
+from flexidepth.bench.ideal import bytes_per_token
 from flexidepth.bench.models import NAMES, model_config, open_model, random_weights
 from flexidepth.bench.ops import measure_ops, op_cases
 from flexidepth.bench.plans import make_plans
@@ -39,8 +40,6 @@ def test_every_op_runs_and_reads_what_it_says(rows: int) -> None:
 
 
 def test_the_ops_of_a_layer_read_what_a_token_reads() -> None:
-    from flexidepth.bench.ideal import bytes_per_token
-
     cases = {c.name: c.nbytes for c in op_cases(TINY, torch.bfloat16, 1, 0, ops.context(1))}
     always = cases["KV-only pass"] + cases["router gate"]
     run = always + sum(cases[n] for n in ("queries", "output", "feed-forward"))
@@ -109,7 +108,7 @@ def test_parts_of_a_layer_add_up_to_the_pass() -> None:
         TINY, random_weights(TINY, torch.float32, "cpu"), dtype=torch.float32, num_threads=1
     )
     run, skipped = make_plans("fixed", [0, 2], TINY)
-    found = measure_breakdown(engine, run, skipped, depth=4, steps=3)
+    found = measure_breakdown(engine, run, skipped, depth=4, rate=2.0, steps=3)
     assert [layer.layer for layer in found.layers] == ["plain", "run", "skipped"]
     zero = {
         layer.layer: {part for part in PARTS if layer.parts[part] == 0} for layer in found.layers
@@ -119,6 +118,12 @@ def test_parts_of_a_layer_add_up_to_the_pass() -> None:
         "run": {"adapter"},
         "skipped": {"queries and output", "attention", "feed-forward"},
     }
+    read = {layer.layer: layer.by_bytes * 2.0 * 1e6 for layer in found.layers}
+    size = {"weight_bytes": 4, "context": 4}
+    head = 4 * TINY.vocab_size * TINY.hidden_size
+    for n in range(3):
+        token = 2 * read["plain"] + (2 - n) * read["run"] + n * read["skipped"] + head
+        assert token == pytest.approx(bytes_per_token(TINY, n, **size))
     assert all(value >= 0 for layer in found.layers for value in layer.parts.values())
     engine.record_times()
     cache = engine.new_cache(8)
