@@ -78,7 +78,7 @@ class Engine:
         num_threads: None = the processors that affinity mask and cgroup quota leave.
         max_rows: most tokens in one pass; scratch memory grows with it.
         strict_router: keep W_dec and W_head apart instead of folding them into one vector.
-        isa: "generic", "avx2", "avx512", "avx512bf16" (rounds activations to bfloat16 where weights are
+        isa: "generic", "avx2", "avx512", "avx512bf16" and "amx" (round activations to bfloat16 where weights are
             bfloat16) or None for the last of these that runs here (FLEXIDEPTH_ISA overrides).
     """
 
