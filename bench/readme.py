@@ -16,6 +16,7 @@ import typer
 from flexidepth.cli.common import command_errors, say
 from flexidepth.errors import CheckpointError, SaveError
 
+from .breakdown import table_rows
 from .results_file import LoadedResult, read_results
 from .rows import DECODE, DENSE, PROMPT, BenchRow
 
@@ -146,6 +147,31 @@ def prompt_table(path: Path) -> str:
     return _markdown(cells)
 
 
+def breakdown_table(path: Path) -> str:
+    """Microseconds of a layer by part, and beside what its bytes alone would take; what that makes of a token."""
+    result = read_results(path)
+    if not result.breakdown:
+        raise CheckpointError(
+            "readme: the result has no breakdown; run the benchmark with --breakdown"
+        )
+    sizes = next(iter(result.models.values()))
+    sentences = []
+    for found in result.breakdown:
+        layers = {layer["layer"]: layer for layer in found["layers"]}
+        total = {name: 1e3 * sum(layer["parts"].values()) for name, layer in layers.items()}
+        alone = {name: 1e3 * layer["by_bytes"] for name, layer in layers.items()}
+        threads, routed = found["threads"], sizes["routed_layers"]
+        saved, possible = (times["run"] - times["skipped"] for times in (total, alone))
+        beside = {name: total[name] - alone[name] for name in total}
+        sentences.append(
+            f"On {threads} thread{'s' if threads > 1 else ''} a skipped layer saves {saved:.0f} us of the "
+            f"{possible:.0f} that its bytes are worth ({saved / possible:.0%}), {routed} of them "
+            f"{routed * saved / 1e3:.2f} ms of {routed * possible / 1e3:.2f}; a run layer takes "
+            f"{beside['run']:+.0f} us beside its bytes, a skipped one {beside['skipped']:+.0f}."
+        )
+    return "\n\n".join([_markdown(table_rows(result.breakdown)), "\n".join(sentences)])
+
+
 def _columns(result: LoadedResult, kind: str) -> list[list[BenchRow]]:
     """Groups of a kind, one sequence each; CheckpointError where there is none."""
     groups: dict[tuple[Any, ...], list[BenchRow]] = {}
@@ -200,6 +226,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "tasks": tasks_table,
     "decode": decode_table,
     "prompt": prompt_table,
+    "breakdown": breakdown_table,
 }
 
 

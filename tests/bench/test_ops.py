@@ -60,13 +60,16 @@ def test_rows_of_a_measurement() -> None:
         assert row.bandwidth_share == pytest.approx(row.gb_per_s / 10)
 
 
-def test_the_command(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(run: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("flexidepth.bench.bandwidth.read_bandwidth", lambda threads: 10.0)
     arguments = ("bench", "ops", "--shape", "tiny", "--rows", "1", "-t", 1, "--repeats", 3)
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert "| LM head | 64 -> 256 | 1 |" in result.stdout
-    content = json.loads(run(*arguments, "--json").stdout)
+    assert "64 tokens" not in result.stdout and "128 tokens in the cache" in result.stdout
+    content = json.loads(run(*arguments, "--json", "--output-dir", tmp_path).stdout)
+    assert json.loads((tmp_path / "ops.json").read_text())["ops"] == content["ops"]
+    assert "| LM head | 64 -> 256 | 1 |" in (tmp_path / "ops.md").read_text()
     assert [row["name"] for row in content["ops"]][-1] == "LM head"
     for wrong, message in (
         (("--shape", "huge"), "wanted one of tiny"),

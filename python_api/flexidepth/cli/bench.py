@@ -231,16 +231,18 @@ def ops(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Samples of each op.")] = 20,
     as_json: Json = False,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Also write ops.json and ops.md here.")
+    ] = None,
 ) -> None:
     from flexidepth_ext import _C
 
     from ..bench.bandwidth import read_bandwidth
-    from ..bench.machine import describe_machine
     from ..bench.models import NAMES, model_config
     from ..bench.ops import measure_ops
+    from ..bench.ops_file import ops_json, ops_markdown, write_ops
     from ..bench.options import DTYPES
-    from ..bench.report import OP_COLUMNS, markdown
-    from ..plain_json import json_text
+    from ..bench.results_folder import check_folder
 
     if shape not in NAMES:
         raise typer.BadParameter(f"--shape {shape!r}: wanted one of {', '.join(NAMES)}")
@@ -251,6 +253,8 @@ def ops(
     if dtype not in wanted:
         raise typer.BadParameter(f"--dtype {dtype!r}: wanted one of {', '.join(wanted)}")
     used = threads or _C.available_threads()
+    if output_dir is not None:
+        check_folder(output_dir)
     bandwidth = read_bandwidth(used)
     found = measure_ops(
         model_config(shape),
@@ -262,10 +266,14 @@ def ops(
         repeats=repeats,
         notify=say,
     )
-    if as_json:
-        values = [row.to_dict() for row in found]
-        header = {"shape": shape, "threads": used, "read_bandwidth_gb_per_s": bandwidth}
-        print(json_text({**header, "machine": describe_machine(), "ops": values}, indent=1))
-        return
-    print(f"{shape}, {dtype}, {used} threads, {depth} tokens in the cache, {bandwidth:.1f} GB/s\n")
-    print(markdown(found, OP_COLUMNS))
+    header = {
+        "shape": shape,
+        "dtype": str(wanted[dtype]).removeprefix("torch."),
+        "threads": used,
+        "depth": depth,
+        "read_bandwidth_gb_per_s": bandwidth,
+    }
+    print(ops_json(header, found) if as_json else ops_markdown(header, found))
+    if output_dir is not None:
+        for path in write_ops(header, found, output_dir):
+            say(f"wrote {path}")
