@@ -70,8 +70,11 @@ def run_bench(options: BenchOptions, notify: Notify, keep: Keep = lambda _: None
     if load_before > _BUSY:
         notify(f"warning: the machine is busy (load {load_before:.2f}); figures will be noisy")
     run = _Run(options, checkpoints, notify, keep)
-    for setting in options.settings(_C.available_threads()):
-        run.measure(setting)
+    try:
+        for setting in options.settings(_C.available_threads()):
+            run.measure(setting)
+    finally:
+        run.close()
     header: dict[str, Any] = {
         "format": FORMAT,
         "models": {name: _describe(checkpoint) for name, checkpoint in checkpoints.items()},
@@ -143,9 +146,11 @@ class _Run:
             self._measure(setting, checkpoint, engine)
         finally:
             engine.close()
-            if self._peers is not None:
-                self._peers.close()
-                self._peers = None
+
+    def close(self) -> None:
+        """Give the peers' memory back."""
+        if self._peers is not None:
+            self._peers.close()
 
     def _positions(self, checkpoint: Checkpoint) -> int:
         """Most tokens of a sequence that any case needs."""
@@ -163,7 +168,7 @@ class _Run:
         # The model's own routing says nothing about fillers.
         text = text_ids(checkpoint) if options.routing == "model" else None
         if options.peers:
-            self._peers = PeerSet(options.peers, checkpoint, setting, self.notify)
+            self._choose_peers(setting, checkpoint)
         self._memory(setting, checkpoint)
         for batch in options.batches if options.steps else ():
             for depth in options.depths:
@@ -173,7 +178,7 @@ class _Run:
                 rows = measure_decode(
                     engine,
                     plans,
-                    peers=peers.decode_cases(depth, options.steps) if peers else (),
+                    peers=peers.decode_cases(depth) if peers else (),
                     batch=batch,
                     depth=depth,
                     rounds=options.rounds,
@@ -201,6 +206,14 @@ class _Run:
             self._finish(rows, others, engine, setting, [dense_plan(), *shares], self._peers)
         if options.breakdown and isinstance(engine, Engine) and options.steps:
             self._breakdown(engine, setting)
+
+    def _choose_peers(self, setting: Setting, checkpoint: Checkpoint) -> None:
+        """The peers of the setting before, where they are the same but for their threads."""
+        key = setting.model, setting.device, setting.dtype
+        if self._peers is None or self._peers.key != key:
+            self.close()
+            self._peers = PeerSet(self.options, checkpoint, setting, self.notify)
+        self._peers.choose(setting.threads)
 
     def _prompt_plans(self, checkpoint: Checkpoint, plans: list[Plan]) -> list[Plan]:
         """Shares of the routed layers; with the model's own or a recorded routing what decoding takes, too."""
