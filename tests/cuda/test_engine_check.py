@@ -10,6 +10,7 @@ import torch
 
 from bench import gpu_check
 from bench.gpu import engine_peers, engine_run, engine_timing
+from bench.gpu.costs import CostRow
 from bench.gpu.engine_peers import COMPILED, GRAPH, time_peers
 from bench.gpu.models import model_config, random_weights, skip_masks, step_bytes
 from bench.gpu_check import Report, write_report
@@ -63,12 +64,21 @@ def test_the_whole_run(found, tmp_path):
     assert [p.share for p in reports[0].prompts] == [None, 0, 0.5, 1]
     report = Report("a device", "9.0", {"commit": "abc"}, "python x", bandwidth=1e9)
     report.checks, report.engines = checks, reports
+    report.costs = [
+        CostRow(key, "us", 2.0, 1.0, 3.0)
+        for key in ("read", "phase", "idle_1000", "phase_overlap", "idle_1000_overlap")
+    ]
     write_report(report, tmp_path)
     text = (tmp_path / "gpu_check.md").read_text()
     assert "| tiny | bfloat16 |" in text and "## tiny, kernels overlap" in text
     assert "| 1 | 8 | dense |" in text and "| 16 | 50% |" in text
+    assert "| idle kernel of 1000 blocks | 2.00 | 1.00 to 3.00 | us |" in text
+    assert text.count("| 8 | dense | this card's costs | 0.") == 2
     written = json.loads((tmp_path / "gpu_check.json").read_text())
     assert written["ok"] and len(written["engines"][0]["decode"]) == len(rows)
+    assert [p["overlap"] for p in written["predictions"]] == [False, True]
+    assert [r["skipped"] for r in written["predictions"][0]["rows"]] == [None, 0, 1, 2]
+    assert written["costs"][0]["what"] == "reading the device's memory"
     assert (tmp_path / "gpu_check.png").stat().st_size > 1000
 
 
