@@ -259,6 +259,13 @@ def main(
         map(str, _ROWS)
     ),
     peers: Annotated[bool, typer.Option(help="Time others beside the engine.")] = True,
+    gpt_fast: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FLEXIDEPTH_GPT_FAST",
+            help="A checkout of gpt-fast, to be timed among the peers.",
+        ),
+    ] = None,
 ) -> None:
     """Build, test and time the CUDA kernels, or the engine, on this machine's device."""
     names = [name for name in shapes.split(",") if name]
@@ -291,6 +298,7 @@ def main(
                 report.checks,
                 report.engines,
                 lambda: write_report(report, output_dir),
+                gpt_fast=gpt_fast,
             )
         for name in [] if engine else names:
             report.rows[_SHAPES[name].name] = time_ops(_SHAPES[name], report.bandwidth, counts)

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from bench import gpu_check
-from bench.gpu import engine_peers, engine_run, engine_timing
+from bench.gpu import engine_run, engine_timing
 from bench.gpu.costs import CostRow
-from bench.gpu.engine_peers import COMPILED, GRAPH, time_peers
 from bench.gpu.models import model_config, random_weights, skip_masks, step_bytes
 from bench.gpu_check import Report, write_report
 from flexidepth.errors import OutOfMemoryError
@@ -98,7 +97,7 @@ def test_what_stops_a_model_is_told(emulated, monkeypatch):
         raise OutOfMemoryError("engine: no memory")
 
     monkeypatch.setattr(engine_run, "CudaEngine", refuse)
-    monkeypatch.setattr(engine_run, "time_peers", lambda *_: [])
+    monkeypatch.setattr(engine_run, "time_peers", lambda *_, **__: [])
     make, reports = lambda: FakeRuntime(emulated), []
     engine_run.run(
         ["tiny"], 1e9, True, print, [], reports, lambda: None, make_runtime=make, checked=[]
@@ -107,20 +106,6 @@ def test_what_stops_a_model_is_told(emulated, monkeypatch):
     assert reports[0].peers == []
     report = Report("a device", "9.0", {}, "python x", engines=reports)
     assert "engine: no memory" in gpu_check.markdown(report) and not report.ok
-
-
-def test_peers_that_cannot_run_say_why(monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", refuse)
-    monkeypatch.setattr(engine_peers, "_in_a_graph", lambda peer: peer.step)
-    plain, compiled = time_peers(
-        model_config("tiny"), torch.float32, torch.device("cpu"), 4, steps=2
-    )
-    assert plain.name == GRAPH and plain.ms is not None and plain.ms > 0, plain.said
-    assert (compiled.name, compiled.ms) == (COMPILED, None)
-    assert compiled.said == "RuntimeError: no compiler"
 
 
 def test_weights_are_those_of_the_model():
