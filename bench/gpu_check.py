@@ -31,6 +31,7 @@ from .gpu import engine_run
 from .gpu.cases import LLAMA_3_8B, SMOLLM2, Shape, op_cases, router_case
 from .gpu.engine_check import EngineCheck
 from .gpu.engine_report import EngineReport, check_lines, engine_figure, engine_lines
+from .gpu.layer_cases import layer_cases
 from .gpu.timing import OpRow, copy_bandwidth, measure_in_graphs, time_case
 from .machine import describe_machine
 from .results_folder import check_folder, replace_results
@@ -206,6 +207,7 @@ def time_ops(shape: Shape, bandwidth: float, rows: Sequence[int]) -> list[OpRow]
     ops, found = cuda_ops(), []
     cases = [
         *op_cases(ops, shape, torch.bfloat16, "cuda", tuple(rows)),
+        *layer_cases(ops, shape, torch.bfloat16, "cuda", tuple(rows)),
         router_case(ops, shape, "cuda"),
     ]
     for case in cases:
