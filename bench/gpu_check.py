@@ -38,10 +38,11 @@ from .gpu.engine_report import (
     engine_lines,
     prediction_lines,
 )
-from .gpu.models import model_config
+from .gpu.layer_cases import layer_cases
 from .gpu.predictions import Beside, assumed_devices, beside
 from .gpu.timing import OpRow, copy_bandwidth, measure_in_graphs, time_case
 from .machine import describe_machine
+from .models import model_config
 from .results_folder import check_folder, replace_results
 
 FILES = ("gpu_check.json", "gpu_check.md", "gpu_check.png")
@@ -233,6 +234,7 @@ def time_ops(shape: Shape, bandwidth: float, rows: Sequence[int]) -> list[OpRow]
     ops, found = cuda_ops(), []
     cases = [
         *op_cases(ops, shape, torch.bfloat16, "cuda", tuple(rows)),
+        *layer_cases(ops, shape, torch.bfloat16, "cuda", tuple(rows)),
         router_case(ops, shape, "cuda"),
     ]
     for case in cases:

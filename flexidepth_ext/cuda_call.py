@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,16 +12,28 @@ from torch import Tensor
 from .errors import DtypeError, ShapeError
 from .model_shape import DTYPES
 
-if TYPE_CHECKING:
-    from .cuda_ops import CudaOps
-
 _ALIGNMENT = 16  # bytes: what one load brings
+
+Weight = Tensor | tuple[Tensor, Tensor | None]  # [n, k], or with its bias [n]
+
+
+class ModuleOps:
+    """Ops of a compiled module, on tensors of one type of device."""
+
+    def __init__(self, module: Any, device_type: str = "cuda") -> None:
+        self.module, self.device_type = module, device_type
+
+    @contextmanager
+    def _call(self, op: str, first: Tensor) -> Iterator[Call]:
+        call = Call(self, op, first.device)
+        with call.guard():
+            yield call
 
 
 class Call:
     """Checks the tensors of one call and converts them."""
 
-    def __init__(self, ops: CudaOps, op: str, device: torch.device) -> None:
+    def __init__(self, ops: ModuleOps, op: str, device: torch.device) -> None:
         self.module, self.op, self.device = ops.module, op, device
         if device.type != ops.device_type:
             raise DtypeError(
@@ -38,7 +51,7 @@ class Call:
             return 0
         return int(torch.cuda.current_stream(self.device).cuda_stream)
 
-    def _address(self, name: str, tensor: Tensor) -> int:
+    def address(self, name: str, tensor: Tensor) -> int:
         if tensor.device != self.device:
             raise DtypeError(
                 f"{self.op}: {name} is on {tensor.device}, other tensors are on {self.device}; move it there"
@@ -65,7 +78,7 @@ class Call:
         count = tensor.shape[0] if index is None else index.shape[0]
         listed = self.vector(f"{name}'s index", index, count, torch.int32)
         number = self.vector(f"{name}'s live", live, 1, torch.int32)
-        return self.module.Rows(self._address(name, tensor), count, width, listed, number)
+        return self.module.Rows(self.address(name, tensor), count, width, listed, number)
 
     def vector(
         self,
@@ -82,7 +95,11 @@ class Call:
         if tensor.dim() != 1 or length not in (None, tensor.shape[0]):
             wanted = "one dimension" if length is None else f"[{length}]"
             raise ShapeError(f"{self.op}: {name} is {list(tensor.shape)}; wanted {wanted}")
-        return self._address(name, tensor)
+        return self.address(name, tensor)
+
+    def weight(self, name: str, weight: Weight) -> Any:
+        """Weights [n, k], with their bias if they come with one."""
+        return self.matrix(name, *((weight,) if isinstance(weight, Tensor) else weight))
 
     def matrix(
         self, name: str, tensor: Tensor, bias: Tensor | None = None, *, float_only: bool = False
@@ -93,7 +110,7 @@ class Call:
             raise DtypeError(f"{self.op}: {name} has dtype {tensor.dtype}; wanted {wanted}")
         if tensor.dim() != 2:
             raise ShapeError(f"{self.op}: {name} is {list(tensor.shape)}; wanted [n, k]")
-        address = self._address(name, tensor)
+        address = self.address(name, tensor)
         if address % _ALIGNMENT:
             raise ShapeError(
                 f"{self.op}: {name} begins {address % _ALIGNMENT} bytes behind a multiple of {_ALIGNMENT}; copy it "

@@ -100,12 +100,12 @@ class DecodeState:
         self.ring_gates = host(RING, rows, routed, dtype=f32)
         self.ring_ran = host(RING, rows, routed, dtype=u8)
         self.host_masks = [host(rows, routed, dtype=u8) for _ in range(RING)]
-        self._graphs: OrderedDict[tuple[int, int], Graph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, int, int], Graph] = OrderedDict()
 
     def graph(self, pages: int, routing: int) -> Graph:
         """The step over a context of up to `pages` pages, rounded up to a power of two."""
         bucket = min(1 << (pages - 1).bit_length(), self.engine.decode_scratch.pages)
-        key = bucket, routing
+        key = bucket, routing, self.engine.prefetch_bytes
         if self.engine.check:
             return _Uncaptured(lambda: self._launch(bucket, routing))
         if key not in self._graphs:
@@ -141,6 +141,7 @@ class DecodeState:
             self.gates.data_ptr(),
             self.ran.data_ptr(),
             *engine.decode_scratch.arguments(),
+            engine.prefetch_bytes,
             engine.overlap,
             engine.check,
         )

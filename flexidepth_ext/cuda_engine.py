@@ -67,6 +67,8 @@ class CudaEngine:
         strict_router: keep W_dec and W_head apart instead of folding them into one vector.
         overlap: let kernels begin while those before them end (programmatic dependent launch); None = where the
             device can (compute capability 9.0) and FLEXIDEPTH_CUDA_OVERLAP is 1.
+        prefetch_kb: KiB of each routed layer's weights that decoding brings into the L2 cache before it is decided
+            whether they are needed; None = FLEXIDEPTH_CUDA_PREFETCH_KB, or 0.
         check: wait for each kernel, so that an error names the op that it is of; slow. None = whether
             FLEXIDEPTH_CUDA_DEBUG is 1.
         runtime: of the device; None = the current CUDA device's.
@@ -85,6 +87,7 @@ class CudaEngine:
         max_length: int | None = None,
         strict_router: bool = False,
         overlap: bool | None = None,
+        prefetch_kb: int | None = None,
         check: bool | None = None,
         runtime: Runtime | None = None,
     ) -> None:
@@ -109,6 +112,7 @@ class CudaEngine:
         self.strict_router = strict_router
         wanted = os.environ.get("FLEXIDEPTH_CUDA_OVERLAP") == "1" if overlap is None else overlap
         self.overlap = wanted and self.runtime.can_overlap
+        self.prefetch_bytes = _prefetch_bytes(prefetch_kb)
         self.check = os.environ.get("FLEXIDEPTH_CUDA_DEBUG") == "1" if check is None else check
         self._lock = threading.Lock()
         self._closed = False
@@ -288,6 +292,7 @@ class CudaEngine:
             gates.data_ptr(),
             ran.data_ptr(),
             *scratch.arguments(),
+            self.prefetch_bytes,
             self.overlap,
             self.check,
         )
@@ -458,3 +463,13 @@ class CudaEngine:
             )
         if routing in ("forced", "forced_hard") and mask is None and self.num_routed:
             raise ValueOutOfRangeError("engine: forced routing needs a mask [rows, routed layers]")
+
+
+def _prefetch_bytes(kb: int | None) -> int:
+    text = os.environ.get("FLEXIDEPTH_CUDA_PREFETCH_KB", "0") if kb is None else str(kb)
+    if not text.isdecimal():
+        raise ValueOutOfRangeError(
+            f"engine: {text!r} KiB to prefetch (prefetch_kb, FLEXIDEPTH_CUDA_PREFETCH_KB); wanted a whole number from "
+            "0 on"
+        )
+    return 1024 * int(text)

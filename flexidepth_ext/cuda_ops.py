@@ -7,17 +7,12 @@ run a layer, and how many) stays there and is handed from op to op as `Decisions
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .cuda_call import Call
+from .cuda_layer_ops import LayerOps, compact_argument, router_argument
 from .cuda_tensors import AttentionWorkspace, Decisions, PagedCache, RouterWeights
-from .errors import DtypeError, ShapeError, ValueOutOfRangeError
-from .model_shape import ORDERS
+from .errors import ShapeError, ValueOutOfRangeError
 
 __all__ = [
     "AttentionWorkspace",
@@ -28,19 +23,14 @@ __all__ = [
     "cuda_ops",
 ]
 
-MAX_ROUTE_ROWS = 8
 
-
-class CudaOps:
+class CudaOps(LayerOps):
     """The ops of a compiled module; `cuda_ops()` gives those of this installation.
 
     Args:
         module: flexidepth_ext._cuda, or what has the same functions.
         device_type: of the tensors that it takes.
     """
-
-    def __init__(self, module: Any, device_type: str = "cuda") -> None:
-        self.module, self.device_type = module, device_type
 
     def linear(
         self,
@@ -125,7 +115,7 @@ class CudaOps:
         """Gates [rows] of codes W_enc x [rows, d_r]. The strict router leaves its z in `encoded`."""
         with self._call("router_gate", encoded) as call:
             gates = encoded.new_empty(encoded.shape[0])
-            argument, _ = self._router(call, encoded, router, gates)
+            argument, _ = router_argument(call, encoded, router, gates)
             self.module.router_gate(call.stream, argument)
         return gates
 
@@ -142,7 +132,7 @@ class CudaOps:
             decisions = Decisions.empty(gates.shape[0], gates.device)
             decisions.gates = gates
             self.module.compact(
-                call.stream, self._compact(call, decisions, threshold, forced, unit_scales)
+                call.stream, compact_argument(call, decisions, threshold, forced, unit_scales)
             )
         return decisions
 
@@ -283,88 +273,6 @@ class CudaOps:
         weights = gate, up, down
         return self._mlp("adapter", y, h, weights, index, live, scale, norm, eps)
 
-    def project(
-        self,
-        h: Tensor,
-        norm: Tensor,
-        eps: float,
-        *,
-        table: Tensor,
-        first: Tensor | None = None,
-        first_bias: Tensor | None = None,
-        rotate_first: bool = False,
-        k: Tensor | None = None,
-        k_bias: Tensor | None = None,
-        v: Tensor | None = None,
-        v_bias: Tensor | None = None,
-        cache: PagedCache | None = None,
-        layer: int = 0,
-        positions: Tensor | None = None,
-        sequences: Tensor | None = None,
-        index: Tensor | None = None,
-        live: Tensor | None = None,
-        encoded: Tensor | None = None,
-        router: RouterWeights | None = None,
-        threshold: float = 0.5,
-        forced: Tensor | None = None,
-        unit_scales: bool = False,
-    ) -> tuple[Tensor | None, Decisions | None]:
-        """RMSNorm of h [rows, d] and up to three products with it; see csrc/ops/project.h.
-
-        first [n, d] gives a result [rows, n], rotated with `rotate_first`; not rotated, as the router's, it may be
-        float32 beside k and v of another type. These go, k rotated, into `cache` at positions and sequences. With
-        `encoded` [rows, d_r] and `router` the rows that run are found on the way (8 rows at most, folded router), and
-        only they are projected by `first`, in their order.
-
-        Returns:
-            What `first` gives, 0 for rows that are not there, and the decisions; None for what was not asked.
-        """
-        with self._call("project", h) as call:
-            rows, width = h.shape
-            count = rows if index is None else index.shape[0]
-            matrices = [t for t in (first, k, v) if t is not None]
-            if not matrices or (k is None) != (v is None) or (k is None) != (cache is None):
-                raise ShapeError("project: give first, or k, v and their cache, or all of them")
-            types = [t.dtype for t in matrices]
-            code = first is not None and first.dtype == torch.float32 and not rotate_first
-            if len(set(types[1:] if code else types)) > 1:
-                raise DtypeError(
-                    f"project: matrices of {', '.join(map(str, types))}; wanted one type (but the router's, which "
-                    "may be float32)"
-                )
-            if any(t.shape[-1] != width for t in matrices):
-                raise ShapeError(
-                    f"project: matrices of {[list(t.shape) for t in matrices]}; wanted [n, {width}]"
-                )
-            out = None
-            if first is not None:  # of rows that are not there nothing is written
-                make = h.new_empty if live is None and router is None else h.new_zeros
-                out = make(count, first.shape[0])
-            none = self.module.Matrix()
-            route: tuple[Any, ...] = ()
-            decisions = None
-            if router is not None:
-                route, decisions = self._route(
-                    call, encoded, router, index, rows, (threshold, forced, unit_scales)
-                )
-            self.module.project(
-                call.stream,
-                call.rows("h", h, width, index, live),
-                call.vector("norm", norm, width),
-                eps,
-                none if first is None else call.matrix("first", first, first_bias),
-                self.module.Rows() if out is None else call.rows("first_out", out, out.shape[1]),
-                rotate_first,
-                none if k is None else call.matrix("k", k, k_bias),
-                none if v is None else call.matrix("v", v, v_bias),
-                call.rows("table", table, table.shape[-1], index),
-                self.module.Pages() if cache is None else cache.argument(self, layer),
-                call.vector("positions", positions, None, torch.int64),
-                call.vector("sequences", sequences, None, torch.int32),
-                *route,
-            )
-        return out, decisions
-
     def lm_head(
         self, h: Tensor, norm: Tensor, weight: Tensor, eps: float, *, index: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -463,90 +371,6 @@ class CudaOps:
                 eps,
             )
         return h
-
-    def _router(
-        self, call: Call, encoded: Tensor, router: RouterWeights, gates: Tensor
-    ) -> tuple[Any, Tensor | None]:
-        """(argument of the compiled ops, scratch to keep alive)."""
-        if router.order not in ORDERS:
-            raise ValueOutOfRangeError(
-                f"{call.op}: order {router.order!r}; wanted {' or '.join(ORDERS)}"
-            )
-        strict = router.folded is None
-        if strict and (router.dec is None or router.head is None):
-            raise ShapeError(f"{call.op}: give a router that has folded, or dec and head")
-        rows, dim = encoded.shape
-        if router.dec is not None and router.dec.shape[-1] != dim:
-            raise ShapeError(f"{call.op}: dec is {list(router.dec.shape)}; wanted [d, {dim}]")
-        decoded = None
-        if router.dec is not None and strict:
-            decoded = encoded.new_empty(rows, router.dec.shape[0])
-        argument = self.module.Router(
-            call.rows("encoded", encoded, dim),
-            self.module.Rows()
-            if decoded is None
-            else call.rows("decoded", decoded, decoded.shape[1]),
-            call.vector("norm", router.norm, dim),
-            call.vector("folded", router.folded, dim),
-            call.vector("head", router.head, None if router.dec is None else router.dec.shape[0]),
-            gates.data_ptr(),
-            self.module.Matrix()
-            if router.dec is None
-            else call.matrix("dec", router.dec, float_only=True),
-            router.bias,
-            router.eps,
-            ORDERS[router.order],
-        )
-        return argument, decoded
-
-    def _compact(
-        self,
-        call: Call,
-        decisions: Decisions,
-        threshold: float,
-        forced: Tensor | None,
-        unit_scales: bool,
-    ) -> Any:
-        if not 0.0 <= threshold <= 1.0:
-            raise ValueOutOfRangeError(
-                f"{call.op}: threshold is {threshold}; wanted a value in [0, 1]"
-            )
-        rows = decisions.ran.shape[0]
-        return self.module.Compact(
-            call.vector("gates", decisions.gates, rows),
-            call.vector("forced", forced, rows, torch.uint8),
-            *(
-                getattr(decisions, name).data_ptr()
-                for name in ("ran", "run_index", "skip_index", "run_scale", "skip_scale", "counts")
-            ),
-            rows,
-            threshold,
-            unit_scales,
-        )
-
-    def _route(
-        self,
-        call: Call,
-        encoded: Tensor | None,
-        router: RouterWeights,
-        index: Tensor | None,
-        rows: int,
-        decide: tuple[float, Tensor | None, bool],
-    ) -> tuple[tuple[Any, Any], Decisions]:
-        if encoded is None or router.folded is None or index is not None or rows > MAX_ROUTE_ROWS:
-            raise ValueOutOfRangeError(
-                f"project: a router decides on the way for at most {MAX_ROUTE_ROWS} rows that are not listed "
-                f"(there are {rows}), with its codes and folded; call router_gate and compact before"
-            )
-        decisions = Decisions.empty(rows, encoded.device)
-        argument, _ = self._router(call, encoded, router, decisions.gates)
-        return (argument, self._compact(call, decisions, *decide)), decisions
-
-    @contextmanager
-    def _call(self, op: str, first: Tensor) -> Iterator[Call]:
-        call = Call(self, op, first.device)
-        with call.guard():
-            yield call
 
 
 def cuda_ops() -> CudaOps:

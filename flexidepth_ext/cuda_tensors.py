@@ -12,7 +12,7 @@ from .errors import DtypeError, UnsupportedError, ValueOutOfRangeError
 from .model_shape import DTYPES
 
 if TYPE_CHECKING:
-    from .cuda_ops import CudaOps
+    from .cuda_call import ModuleOps
 
 PAGE_TOKENS = 256
 MAX_HEAD_DIM = 128
@@ -66,7 +66,7 @@ class PagedCache:
 
     def __init__(
         self,
-        ops: CudaOps,
+        ops: ModuleOps,
         dtype: torch.dtype,
         num_layers: int,
         num_kv_heads: int,
@@ -96,7 +96,7 @@ class PagedCache:
         tables = [self.page_table[s].data_ptr() for s in range(num_sequences)]
         self.tables = torch.tensor(tables, dtype=torch.int64, device=device)
 
-    def argument(self, ops: CudaOps, layer: int) -> Any:
+    def argument(self, ops: ModuleOps, layer: int) -> Any:
         """Of the compiled ops."""
         if not 0 <= layer < self.num_layers:
             raise ValueOutOfRangeError(f"cache: layer {layer}; there are {self.num_layers}")

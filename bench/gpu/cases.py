@@ -131,7 +131,6 @@ def op_cases(
             Target(factor=1.15, extra=5.0) if count == 1 else None,
         )
         yield _head(ops, shape, matrix, activations, device, count, size)
-        yield _router_and_kv(ops, shape, dtype, matrix, activations, device, count, size)
         yield _attention(ops, shape, dtype, activations, device, count, size)
     yield _prompt_attention(ops, shape, dtype, activations, device, size)
     yield _compaction(ops, device)
@@ -154,67 +153,6 @@ def _head(
     nbytes = float(shape.vocab * shape.hidden * size)
     target = Target(0.85) if rows == 1 and nbytes >= LARGE else None
     return OpCase("lm_head", f"vocabulary {shape.vocab}", rows, nbytes, make, target)
-
-
-def _router_and_kv(
-    ops: CudaOps,
-    shape: Shape,
-    dtype: torch.dtype,
-    matrix: Callable[[int, int], Tensor],
-    activations: Callable[[int, int], Tensor],
-    device: str,
-    rows: int,
-    size: int,
-) -> OpCase:
-    """Norm, code, keys and values of a routed layer: one launch."""
-    kv = shape.kv_heads * shape.head_dim
-
-    def make() -> Callable[[], object]:
-        cache = PagedCache(ops, dtype, 1, shape.kv_heads, shape.head_dim, 256, rows, device=device)
-        table = activations(rows, shape.head_dim)
-        return _projection(
-            ops,
-            activations(rows, shape.hidden),
-            (
-                matrix(shape.router_dim, shape.hidden),
-                matrix(kv, shape.hidden),
-                matrix(kv, shape.hidden),
-            ),
-            table,
-            cache,
-            device,
-        )
-
-    nbytes = float((shape.router_dim + 2 * kv) * shape.hidden * size)
-    target = Target(factor=1.1, extra=3.0) if rows == 1 else None
-    return OpCase("project", "router code, K and V", rows, nbytes, make, target)
-
-
-def _projection(
-    ops: CudaOps,
-    h: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor],
-    table: Tensor,
-    cache: PagedCache,
-    device: str,
-) -> Callable[[], object]:
-    rows = h.shape[0]
-    norm = torch.ones(h.shape[1], device=device)
-    positions = torch.zeros(rows, dtype=torch.long, device=device)
-    sequences = torch.arange(rows, dtype=torch.int32, device=device)
-    first, k, v = weights
-    return lambda: ops.project(
-        h,
-        norm,
-        1e-5,
-        table=table,
-        first=first,
-        k=k,
-        v=v,
-        cache=cache,
-        positions=positions,
-        sequences=sequences,
-    )
 
 
 def _attention(

@@ -10,7 +10,7 @@ from flexidepth.plots import new_figure
 
 from .engine_check import EngineCheck
 from .engine_peers import PeerRow
-from .engine_timing import DecodeRow, PromptRow
+from .engine_timing import DecodeRow, PrefetchRow, PromptRow
 from .predictions import Beside, span
 
 
@@ -22,6 +22,7 @@ class EngineReport:
     overlap: bool
     routed: int
     decode: list[DecodeRow] = field(default_factory=list)
+    prefetch: list[PrefetchRow] = field(default_factory=list)
     prompts: list[PromptRow] = field(default_factory=list)
     peers: list[PeerRow] = field(default_factory=list)
     said: str = ""  # what stopped it, if something did
@@ -33,6 +34,7 @@ class EngineReport:
             "overlap": self.overlap,
             "routed": self.routed,
             "decode": [row.to_dict() for row in self.decode],
+            "prefetch": [row.to_dict() for row in self.prefetch],
             "prompts": [row.to_dict() for row in self.prompts],
             "peers": [row.to_dict() for row in self.peers],
             "said": self.said,
@@ -76,6 +78,7 @@ def engine_lines(report: EngineReport) -> list[str]:
             + (f"{peer.ms:.3f} | | {1e3 / peer.ms:.1f}" if peer.ms else f"{peer.said} | |")
             + " | | | | | |"
         )
+    lines += _prefetch_lines(report.prefetch)
     if report.prompts:
         lines += [
             "",
@@ -106,6 +109,25 @@ def prediction_lines(rows: Sequence[Beside]) -> list[str]:
             f"| {r.context} | {_skipped(r.skipped)} | {r.assumed} | {span((r.ms_low, r.ms_high), 3)} "
             f"| {r.measured_ms:.3f} | {span(ratio, 2)} |"
         )
+    return lines
+
+
+def _prefetch_lines(rows: Sequence[PrefetchRow]) -> list[str]:
+    """Milliseconds of a step: a line an amount, a column a number of layers skipped."""
+    if not rows:
+        return []
+    skips = list(dict.fromkeys(row.skipped for row in rows))
+    lines = [
+        "",
+        f"Weights of a routed layer brought closer before its decision (KiB), ms a step at batch 1, context "
+        f"{rows[0].context}:",
+        "",
+        "| KiB | " + " | ".join(f"{skipped} skipped" for skipped in skips) + " |",
+        "|--:|" + "--:|" * len(skips),
+    ]
+    for kb in dict.fromkeys(row.kb for row in rows):
+        times = (f"{row.ms:.3f}" for row in rows if row.kb == kb)
+        lines.append(f"| {kb} | {' | '.join(times)} |")
     return lines
 
 

@@ -14,12 +14,13 @@ from ..models import model_config, random_weights
 from .engine_check import EngineCheck, check_engine
 from .engine_peers import time_peers
 from .engine_report import EngineReport
-from .engine_timing import time_decode, time_prompts
+from .engine_timing import time_decode, time_prefetch, time_prompts
 
 _CONTEXTS = (128, 4096)
 _BATCHES = (1, 2, 4, 8)
 _PROMPT = 2048
 _SHARES = (0.0, 0.5, 1.0)
+_PREFETCH_KB = (0, 1024, 4096, 16384)
 _SKIP_STEPS = (
     8  # numbers of layers skipped that are timed beside 0: an eighth of the routed ones, two, ...
 )
@@ -99,6 +100,8 @@ def _time(
             for batch in batches if context == contexts[0] else batches[:1]:
                 asked = skips if batch == 1 else [0, round(report.routed / 2)]
                 report.decode += time_decode(engine, bandwidth, batch, context, asked, steps)
+        some = sorted({0, round(report.routed / 2), report.routed})
+        report.prefetch = time_prefetch(engine, contexts[0], _PREFETCH_KB, some, steps)
         report.prompts = time_prompts(engine, prompt, _SHARES)
     except Exception as error:
         report.said = " ".join(f"stopped: {type(error).__name__}: {error}".split())

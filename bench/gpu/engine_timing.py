@@ -43,6 +43,21 @@ class DecodeRow:
 
 
 @dataclass(frozen=True)
+class PrefetchRow:
+    """A step at batch 1 while `kb` KiB of each routed layer's weights are brought closer before it is decided whether
+    they are needed. skipped: layers that the token skips. ms: median."""
+
+    kb: int
+    context: int
+    skipped: int
+    ms: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class PromptRow:
     """share: of the routed layers that each token skips; None = dense. ideal: by arithmetic."""
 
@@ -105,6 +120,25 @@ def time_decode(
                 dense_bytes / mean,
             )
         )
+    return rows
+
+
+def time_prefetch(
+    engine: CudaEngine,
+    context: int,
+    amounts: Sequence[int],
+    skips: Sequence[int],
+    steps: int = 48,
+) -> list[PrefetchRow]:
+    """Each amount, KiB, at each number of layers skipped. The engine's own amount stays what it was."""
+    rows, own = list[PrefetchRow](), engine.prefetch_bytes
+    for skipped in skips:
+        masks = skip_masks(engine.config, 1, skipped, WARM_UP + steps + 1)
+        for kb in amounts:
+            engine.prefetch_bytes = 1024 * kb
+            times = _step_times(engine, 1, context, masks, WARM_UP + steps)[WARM_UP:]
+            rows.append(PrefetchRow(kb, context, skipped, statistics.median(times) * 1e3))
+    engine.prefetch_bytes = own
     return rows
 
 

@@ -16,7 +16,7 @@ void run(const CudaPass& pass, Address stream, int64_t rows, bool prompt, Addres
          Address positions, Address sequences, Address tables, int64_t max_pages, int routing,
          Address mask, Address thresholds, Address logits_rows, int64_t num_logits, Address logits,
          Address gates, Address ran, Address scratch, int64_t scratch_rows, int64_t scratch_pages,
-         bool overlap, bool check) {
+         int64_t prefetch_bytes, bool overlap, bool check) {
   CudaBatch batch;
   batch.rows = rows;
   batch.prompt = prompt;
@@ -36,6 +36,7 @@ void run(const CudaPass& pass, Address stream, int64_t rows, bool prompt, Addres
   batch.scratch = at<void>(scratch);
   batch.scratch_rows = scratch_rows;
   batch.scratch_pages = scratch_pages;
+  batch.prefetch_bytes = prefetch_bytes;
   pass.run(batch, {at<void>(stream), overlap, check});
 }
 
@@ -90,7 +91,7 @@ void register_cuda_engine(py::module_& m) {
            py::arg("max_pages"), py::arg("routing"), py::arg("mask"), py::arg("thresholds"),
            py::arg("logits_rows"), py::arg("num_logits"), py::arg("logits"), py::arg("gates"),
            py::arg("ran"), py::arg("scratch"), py::arg("scratch_rows"), py::arg("scratch_pages"),
-           py::arg("overlap"), py::arg("check"));
+           py::arg("prefetch_bytes"), py::arg("overlap"), py::arg("check"));
 }
 
 }  // namespace flexidepth::bindings

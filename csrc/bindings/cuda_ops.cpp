@@ -1,6 +1,11 @@
 // Each CUDA op on raw device pointers (integers from Tensor.data_ptr()) and a stream;
 // flexidepth_ext/cuda_ops.py checks and converts. Matrices are dense and row-major; 0 stands for
 // "none" where a pointer is optional. `live` is a count of rows on the device.
+#include <pybind11/stl.h>
+
+#include <array>
+#include <utility>
+
 #include "bindings/address.h"
 #include "bindings/register.h"
 #include "cuda/context.h"
@@ -14,7 +19,10 @@
 #include "ops/project.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
+#include "ops/routed_entry.h"
+#include "ops/routed_exit.h"
 #include "ops/router.h"
+#include "ops/router_code.h"
 #include "ops/sample.h"
 
 namespace flexidepth::bindings {
@@ -181,15 +189,63 @@ void mlp(Address stream, const RowsArg& y, const RowsArg& h, const MatrixArg& ga
 
 void project(Address stream, const RowsArg& h, Address norm, float eps, const MatrixArg& first,
              const RowsArg& first_out, bool rotate_first, const MatrixArg& k, const MatrixArg& v,
-             const RowsArg& cos_sin, const PagesArg& pages, Address positions, Address sequences,
-             const RouterArg* router, const CompactArg* decisions) {
-  RouteArgs route{};
-  if (router != nullptr) route = {router->get(), decisions->get()};
-  cuda::project(
-      {h.read(), at<const float>(norm), eps, first.get(), first_out.write(), rotate_first, k.get(),
-       v.get(), cos_sin.width, cos_sin.read(), pages.get(), at<const int64_t>(positions),
-       at<const int32_t>(sequences), router == nullptr ? nullptr : &route},
-      on(stream));
+             const RowsArg& cos_sin, const PagesArg& pages, Address positions, Address sequences) {
+  cuda::project({h.read(), at<const float>(norm), eps, first.get(), first_out.write(), rotate_first,
+                 k.get(), v.get(), cos_sin.width, cos_sin.read(), pages.get(),
+                 at<const int64_t>(positions), at<const int32_t>(sequences)},
+                on(stream));
+}
+
+// ahead: (address, bytes) of what is brought into the L2 cache meanwhile.
+void router_code(Address stream, const RowsArg& h, Address norm, float eps, const MatrixArg& enc,
+                 const RowsArg& encoded,
+                 const std::array<std::pair<Address, int64_t>, kMaxAhead>& ahead) {
+  RouterCodeArgs args{h.read(), at<const float>(norm), eps, enc.get(), encoded.write(), {}};
+  for (size_t i = 0; i < ahead.size(); ++i)
+    args.ahead[i] = {at<const uint8_t>(ahead[i].first), ahead[i].second};
+  cuda::router_code(args, on(stream));
+}
+
+void routed_entry(Address stream, const RowsArg& h, Address norm, float eps, const MatrixArg& q,
+                  const RowsArg& q_out, const MatrixArg& k, const MatrixArg& v,
+                  const RowsArg& cos_sin, const PagesArg& pages, Address positions,
+                  Address sequences, const RouterArg& router, const CompactArg& decisions,
+                  Address adapter_norm, const MatrixArg& gate, const MatrixArg& up,
+                  Address activation) {
+  RoutedEntryArgs args{{h.read(), at<const float>(norm), eps, q.get(), q_out.write(), true, k.get(),
+                        v.get(), cos_sin.width, cos_sin.read(), pages.get(),
+                        at<const int64_t>(positions), at<const int32_t>(sequences)},
+                       router.get(),
+                       decisions.get(),
+                       {}};
+  args.adapter.gate = gate.get();
+  args.adapter.up = up.get();
+  args.adapter.activation = at<float>(activation);
+  args.adapter.norm = at<const float>(adapter_norm);
+  args.adapter.eps = eps;
+  cuda::routed_entry(args, on(stream));
+}
+
+// One MLP's second half, out of its activation.
+struct HalfMlpArg {
+  RowsArg activation, h;
+  MatrixArg down;
+  Address scale = 0;
+
+  GatedMlpArgs get() const {
+    GatedMlpArgs args{};
+    args.y.count = activation.count;
+    args.y.live = at<const int32_t>(activation.live);
+    args.h = h.write();
+    args.down = down.get();
+    args.scale = at<const float>(scale);
+    args.activation = at<float>(activation.data);
+    return args;
+  }
+};
+
+void routed_exit(Address stream, const HalfMlpArg& feed_forward, const HalfMlpArg& adapter) {
+  cuda::routed_exit({feed_forward.get(), adapter.get()}, on(stream));
 }
 
 void lm_head(Address stream, const RowsArg& h, Address norm, float eps, const MatrixArg& weight,
@@ -231,6 +287,9 @@ void register_arguments(py::module_& m) {
            py::arg("encoded"), py::arg("decoded"), py::arg("norm"), py::arg("folded"),
            py::arg("head"), py::arg("gates"), py::arg("dec"), py::arg("bias"), py::arg("eps"),
            py::arg("order"));
+  py::class_<HalfMlpArg>(m, "HalfMlp", "An MLP's activation and what is behind it.")
+      .def(py::init<RowsArg, RowsArg, MatrixArg, Address>(), py::arg("activation"), py::arg("h"),
+           py::arg("down"), py::arg("scale"));
 }
 
 }  // namespace
@@ -273,7 +332,16 @@ void register_cuda_ops(py::module_& m) {
   m.def("project", &project, Release(), py::arg("stream"), py::arg("h"), py::arg("norm"),
         py::arg("eps"), py::arg("first"), py::arg("first_out"), py::arg("rotate_first"),
         py::arg("k"), py::arg("v"), py::arg("cos_sin"), py::arg("pages"), py::arg("positions"),
-        py::arg("sequences"), py::arg("router") = nullptr, py::arg("decisions") = nullptr);
+        py::arg("sequences"));
+  m.def("router_code", &router_code, Release(), py::arg("stream"), py::arg("h"), py::arg("norm"),
+        py::arg("eps"), py::arg("enc"), py::arg("encoded"), py::arg("ahead"));
+  m.def("routed_entry", &routed_entry, Release(), py::arg("stream"), py::arg("h"), py::arg("norm"),
+        py::arg("eps"), py::arg("q"), py::arg("q_out"), py::arg("k"), py::arg("v"),
+        py::arg("cos_sin"), py::arg("pages"), py::arg("positions"), py::arg("sequences"),
+        py::arg("router"), py::arg("decisions"), py::arg("adapter_norm"), py::arg("gate"),
+        py::arg("up"), py::arg("activation"));
+  m.def("routed_exit", &routed_exit, Release(), py::arg("stream"), py::arg("feed_forward"),
+        py::arg("adapter"));
   m.def("lm_head", &lm_head, Release(), py::arg("stream"), py::arg("h"), py::arg("norm"),
         py::arg("eps"), py::arg("weight"), py::arg("logits"), py::arg("best"));
   m.def("sample", &sample, Release(), py::arg("stream"), py::arg("logits"), py::arg("temperature"),

@@ -212,15 +212,23 @@ constexpr int matvec_resident(int m) { return m == 1 ? 5 : m == 4 ? 3 : 2; }
 constexpr int matvec_pairs(int m) { return m < 4 ? 1 : 2; }
 
 // body(integral_constant<M>) with the least M in {1, 4, 8} that holds the rows; beyond 8 rows
-// blocks along y take 8 each. Weights of float32, which are for comparison, have the last kernel
+// blocks along y take 8 each.
+template <class Body>
+void with_few_rows(int64_t rows, const Body& body) {
+  if (rows <= 1) return body(std::integral_constant<int, 1>{});
+  if (rows <= 4) return body(std::integral_constant<int, 4>{});
+  body(std::integral_constant<int, 8>{});
+}
+
+// The same for a model's weights: those of float32, which are for comparison, have the last kernel
 // alone.
 template <class T, class Body>
 void with_rows(int64_t rows, const Body& body) {
   if constexpr (sizeof(T) == 2) {
-    if (rows <= 1) return body(std::integral_constant<int, 1>{});
-    if (rows <= 4) return body(std::integral_constant<int, 4>{});
+    with_few_rows(rows, body);
+  } else {
+    body(std::integral_constant<int, 8>{});
   }
-  body(std::integral_constant<int, 8>{});
 }
 
 // Outputs n of a matrix in pairs (a, a + 8) of groups of 16: tiles.cuh takes the same ones.

@@ -1,26 +1,18 @@
-// The outputs of ops/project.h as an Op of matvec.cuh, and its three kinds of kernels, a file each:
-// project.cu dispatches and has the plain one.
+// The outputs of ops/project.h as an Op of matvec.cuh.
 #pragma once
 
-#include "core/check.h"
-#include "cuda/compact.cuh"
 #include "cuda/kv_cache.cuh"
 #include "cuda/products.cuh"
 #include "ops/project.h"
 
 namespace flexidepth::cuda {
 
-// What a block of a call with `route` knows of its rows, in shared memory.
-struct Decisions {
-  float gates[kMaxRouteRows];
-  int32_t list[kMaxRouteRows];  // the running rows
-  int32_t run;
-};
-
 template <class T>
 struct Projection {
   ProjectArgs args;
-  int64_t decisions_at;  // floats from the beginning of shared memory; -1 = no route
+  // Where a block that lists its rows itself has their numbers, int32, in shared memory: as many
+  // floats from its beginning; -1 = h lists them, if anyone does.
+  int64_t list_at;
 
   __device__ int64_t first_units() const {
     return args.rotate_first ? args.first.n / 2 : paired_units(args.first.n);
@@ -48,8 +40,8 @@ struct Projection {
 
   // Number of the batch's row that the call's row i is.
   __device__ int64_t batch_row(int64_t i) const {
-    if (decisions_at < 0) return row_number(args.h, i);
-    return reinterpret_cast<const Decisions*>(dev::shared_memory<float>() + decisions_at)->list[i];
+    if (list_at < 0) return row_number(args.h, i);
+    return reinterpret_cast<const int32_t*>(dev::shared_memory<float>() + list_at)[i];
   }
 
   __device__ void rotate(int64_t i, int64_t unit, float& a, float& b) const {
@@ -110,12 +102,5 @@ struct Projection {
     }
   }
 };
-
-// project_routed.cu: rows that run are found on the way.
-void project_routed(const ProjectArgs& args, const Input& in, int64_t units,
-                    const Context& context);
-// project_mixed.cu: the router's code out of a float32 matrix, keys and values out of another
-// type's.
-void project_mixed(const ProjectArgs& args, const Input& in, const Context& context);
 
 }  // namespace flexidepth::cuda

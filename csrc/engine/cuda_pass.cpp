@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/arena.h"
 #include "core/check.h"
@@ -14,25 +15,29 @@
 #include "ops/lm_head.h"
 #include "ops/project.h"
 #include "ops/rope.h"
+#include "ops/routed_entry.h"
+#include "ops/routed_exit.h"
 #include "ops/router.h"
+#include "ops/router_code.h"
 
 namespace flexidepth {
 
 struct CudaPass::Scratch {
-  float* h = nullptr;             // [rows, hidden]       residual stream
-  float* q = nullptr;             // [rows, query_width]  running rows only, compacted
-  float* attention = nullptr;     // [rows, query_width]  compacted
-  float* encoded = nullptr;       // [rows, router_dim]
-  float* decoded = nullptr;       // [rows, hidden]       strict router only
-  float* activation = nullptr;    // [rows, max(intermediate, adapter)]
-  float* cos_sin = nullptr;       // [rows, head_dim]
-  float* run_scale = nullptr;     // [rows]
-  float* skip_scale = nullptr;    // [rows]
-  int32_t* run_index = nullptr;   // [rows]
-  int32_t* skip_index = nullptr;  // [rows]
-  int32_t* counts = nullptr;      // [2]
-  float* partials = nullptr;      // attention's pages
-  int32_t* counters = nullptr;    // attention's, 0 between passes
+  float* h = nullptr;                   // [rows, hidden]       residual stream
+  float* q = nullptr;                   // [rows, query_width]  running rows only, compacted
+  float* attention = nullptr;           // [rows, query_width]  compacted
+  float* encoded = nullptr;             // [rows, router_dim]
+  float* decoded = nullptr;             // [rows, hidden]       strict router only
+  float* activation = nullptr;          // [rows, intermediate] compacted
+  float* adapter_activation = nullptr;  // [rows, adapter]      compacted; there while activation is
+  float* cos_sin = nullptr;             // [rows, head_dim]
+  float* run_scale = nullptr;           // [rows]
+  float* skip_scale = nullptr;          // [rows]
+  int32_t* run_index = nullptr;         // [rows]
+  int32_t* skip_index = nullptr;        // [rows]
+  int32_t* counts = nullptr;            // [2]
+  float* partials = nullptr;            // attention's pages
+  int32_t* counters = nullptr;          // attention's, 0 between passes
   size_t bytes = 0;
 };
 
@@ -55,7 +60,8 @@ CudaPass::Scratch CudaPass::lay_out(void* base, int64_t rows, int64_t max_pages,
   take(made.attention, per_row(s.query_width()));
   take(made.encoded, per_row(s.router_dim));
   take(made.decoded, per_row(s.strict_router ? s.hidden_size : 0));
-  take(made.activation, per_row(std::max(s.intermediate_size, s.adapter_dim)));
+  take(made.activation, per_row(s.intermediate_size));
+  take(made.adapter_activation, per_row(s.adapter_dim));
   take(made.cos_sin, per_row(s.head_dim));
   take(made.run_scale, per_row(1));
   take(made.skip_scale, per_row(1));
@@ -103,36 +109,44 @@ class CudaPass::Run {
     project.v = layer.v;
     cuda::project(project, context_);
     attend(index, layer, all_rows());
-    cuda::feed_forward(mlp(layer, layer.gate, layer.up, layer.down, all_rows()), context_);
+    cuda::feed_forward(feed_forward(layer, all_rows()), context_);
   }
 
   void routed_layer(int64_t index, const LayerWeights& layer) {
+    if (batch_.rows <= kMaxRouteRows && !s_.strict_router) return few_routed_rows(index, layer);
     ProjectArgs project = projection(index, layer);
     project.first = layer.router.enc;
     project.first_out = rows_of(to_.encoded, s_.router_dim);
     project.k = layer.k;
     project.v = layer.v;
     cuda::project(project, context_);
-    const RouteArgs route{gate(layer), decisions(layer)};
-    const Listed running{to_.run_index, to_.counts, to_.run_scale};
-    const Listed skipped{to_.skip_index, to_.counts + 1, to_.skip_scale};
+    cuda::router_gate(gate(layer), context_);
+    cuda::compact(decisions(layer), context_);
     ProjectArgs queries = projection(index, layer);
     queries.first = layer.q;
     queries.first_out = rows_of(to_.q, s_.query_width());
     queries.rotate_first = true;
-    if (batch_.rows <= kMaxRouteRows && !s_.strict_router) {
-      queries.route = &route;
-    } else {
-      cuda::router_gate(route.gate, context_);
-      cuda::compact(route.compact, context_);
-      queries.h = listed(to_.h, s_.hidden_size, running);
-      queries.cos_sin = listed(to_.cos_sin, s_.head_dim, running);
-    }
+    queries.h = listed(to_.h, s_.hidden_size, running());
+    queries.cos_sin = listed(to_.cos_sin, s_.head_dim, running());
     cuda::project(queries, context_);
-    attend(index, layer, running);
-    cuda::feed_forward(mlp(layer, layer.gate, layer.up, layer.down, running), context_);
-    cuda::adapter(mlp(layer, layer.adapter_gate, layer.adapter_up, layer.adapter_down, skipped),
-                  context_);
+    attend(index, layer, running());
+    cuda::feed_forward(feed_forward(layer, running()), context_);
+    cuda::adapter(adapter(layer, skipped()), context_);
+  }
+
+  void few_routed_rows(int64_t index, const LayerWeights& layer) {
+    cuda::router_code(code(layer), context_);
+    ProjectArgs project = projection(index, layer);
+    project.first = layer.q;
+    project.first_out = rows_of(to_.q, s_.query_width());
+    project.rotate_first = true;
+    project.k = layer.k;
+    project.v = layer.v;
+    const GatedMlpArgs run = feed_forward(layer, running()), skip = adapter(layer, skipped());
+    cuda::routed_entry({project, gate(layer), decisions(layer), skip}, context_);
+    attend(index, layer, running());
+    cuda::gated_activation("feed_forward", run, context_);
+    cuda::routed_exit({run, skip}, context_);
   }
 
   void finish() {
@@ -155,6 +169,8 @@ class CudaPass::Run {
   };
 
   static Listed all_rows() { return {}; }
+  Listed running() const { return {to_.run_index, to_.counts, to_.run_scale}; }
+  Listed skipped() const { return {to_.skip_index, to_.counts + 1, to_.skip_scale}; }
   MutableRows rows_of(float* base, int64_t width) const {
     return {base, width, nullptr, batch_.rows, nullptr};
   }
@@ -189,6 +205,22 @@ class CudaPass::Run {
     args.positions = batch_.positions;
     args.sequences = batch_.sequences;
     return args;
+  }
+
+  // The first phase, and the weights that are brought closer meanwhile: keys' and values', and half
+  // of the prefetched bytes each for either way that the layer can go.
+  RouterCodeArgs code(const LayerWeights& layer) const {
+    const auto most = [](const PackedMatrix& w, int64_t bytes) {
+      return Ahead{w.data, std::min(bytes, w.n * w.k * static_cast<int64_t>(size_of(w.dtype)))};
+    };
+    const int64_t all = std::numeric_limits<int64_t>::max(), some = batch_.prefetch_bytes;
+    return {read(rows_of(to_.h, s_.hidden_size)),
+            layer.input_norm,
+            s_.rms_norm_eps,
+            layer.router.enc,
+            rows_of(to_.encoded, s_.router_dim),
+            {most(layer.k, all), most(layer.v, all), most(layer.q, some / 2),
+             most(layer.adapter_gate, some / 4), most(layer.adapter_up, some / 4)}};
   }
 
   RouterGateArgs gate(const LayerWeights& layer) const {
@@ -240,15 +272,27 @@ class CudaPass::Run {
     cuda::linear(output, context_);
   }
 
-  GatedMlpArgs mlp(const LayerWeights& layer, const PackedMatrix& gate, const PackedMatrix& up,
-                   const PackedMatrix& down, const Listed& rows) const {
+  GatedMlpArgs feed_forward(const LayerWeights& layer, const Listed& rows) const {
+    return mlp(layer, {layer.gate, layer.up, layer.down}, to_.activation, rows);
+  }
+  GatedMlpArgs adapter(const LayerWeights& layer, const Listed& rows) const {
+    return mlp(layer, {layer.adapter_gate, layer.adapter_up, layer.adapter_down},
+               to_.adapter_activation, rows);
+  }
+
+  struct MlpWeights {
+    const PackedMatrix &gate, &up, &down;
+  };
+
+  GatedMlpArgs mlp(const LayerWeights& layer, const MlpWeights& weights, float* activation,
+                   const Listed& rows) const {
     return {listed(to_.h, s_.hidden_size, rows),
             view(to_.h, s_.hidden_size, rows),
-            gate,
-            up,
-            down,
+            weights.gate,
+            weights.up,
+            weights.down,
             rows.scale,
-            to_.activation,
+            activation,
             layer.post_attention_norm,
             s_.rms_norm_eps};
   }

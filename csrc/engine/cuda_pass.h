@@ -3,11 +3,14 @@
 // find no row read no weights. So the same launches serve every decision, and a graph can hold
 // them.
 //
-// A routed layer, up to 8 rows (docs/architecture.md has the maths):
-//   [router code; K; V] of every row, K and V into the cache
-//   gates and decisions by every block for itself, then Q of the running rows
-//   attention, O and the feed-forward of the running rows; the adapter of the others
-// Beyond 8 rows, and with a strict router, gates and decisions are phases of their own.
+// A routed layer, up to 8 rows, in six launches (docs/architecture.md has the maths):
+//   router_code   of every row; K's and V's weights come closer meanwhile
+//   routed_entry  gates and decisions by every block for itself; K and V of every row into the
+//                 cache, Q of the running rows, the adapter's first half of the skipped ones
+//   attention, linear (O), feed_forward (its first half) of the running rows
+//   routed_exit   the second halves of the feed-forward and of the adapter
+// Beyond 8 rows, and with a strict router, gates and decisions are phases of their own, and the
+// adapter follows the feed-forward.
 #pragma once
 
 #include "cuda/context.h"
@@ -37,6 +40,9 @@ struct CudaBatch {
   void* scratch = nullptr;   // CudaPass::scratch_bytes(), 0 before the first pass
   int64_t scratch_rows = 0;  // rows, and pages, that it has room for
   int64_t scratch_pages = 0;
+  // Weights of each routed layer that are brought into the L2 cache before it is decided whether
+  // they are needed (up to 8 rows).
+  int64_t prefetch_bytes = 0;
 };
 
 class CudaPass {

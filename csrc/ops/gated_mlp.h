@@ -25,7 +25,9 @@ namespace cpu {
 void gated_mlp(const GatedMlpArgs& args, const Context& context);
 }
 namespace cuda {
+// The first half: activation[i] = silu(W_gate y[i]) * W_up y[i].
+void gated_activation(const char* op, const GatedMlpArgs& args, const Context& context);
 void gated_mlp(const char* op, const GatedMlpArgs& args, const Context& context);
-}
+}  // namespace cuda
 
 }  // namespace flexidepth

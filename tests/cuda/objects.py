@@ -86,10 +86,8 @@ def kernel_label(mangled: str) -> str:
         return name
     rest = re.sub(r"^If", "I5float", rest)
     parts = re.findall(r"BFloat16|Float16|float|Outputs|Activation|Projection|Li\d+", rest)
-    kept = [
-        parts[0],
-        *(p.removeprefix("Li") for p in parts[1:] if p not in ("BFloat16", "Float16")),
-    ]
+    kept = [parts[0], *(p for p in parts[1:] if p not in ("BFloat16", "Float16"))]
+    kept = [p.removeprefix("Li") for p in kept]
     return f"{name}<{', '.join(dict.fromkeys(kept))}>"
 
 

@@ -61,6 +61,10 @@ def test_the_whole_run(found, tmp_path):
         assert row.speedup > 0 and (row.ideal == 1 if row.skipped is None else row.ideal > 0.5)
     assert rows[3].ideal > rows[2].ideal > rows[1].ideal
     assert [p.share for p in reports[0].prompts] == [None, 0, 0.5, 1]
+    for one in reports:
+        ways = [(row.skipped, row.kb) for row in one.prefetch]
+        assert ways == [(n, kb) for n in (0, 1, 2) for kb in (0, 1024, 4096, 16384)]
+        assert all(row.ms > 0 for row in one.prefetch)
     report = Report("a device", "9.0", {"commit": "abc"}, "python x", bandwidth=1e9)
     report.checks, report.engines = checks, reports
     report.costs = [
@@ -73,6 +77,7 @@ def test_the_whole_run(found, tmp_path):
     assert "| 1 | 8 | dense |" in text and "| 16 | 50% |" in text
     assert "| idle kernel of 1000 blocks | 2.00 | 1.00 to 3.00 | us |" in text
     assert text.count("| 8 | dense | this card's costs | 0.") == 2
+    assert "| KiB | 0 skipped | 1 skipped | 2 skipped |" in text and "\n| 16384 | " in text
     written = json.loads((tmp_path / "gpu_check.json").read_text())
     assert written["ok"] and len(written["engines"][0]["decode"]) == len(rows)
     assert [p["overlap"] for p in written["predictions"]] == [False, True]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from bench import gpu_check
 from bench.gpu.cases import LLAMA_3_8B, OpCase, Shape, Target, op_cases, router_case
+from bench.gpu.layer_cases import layer_cases
 from bench.gpu.timing import copies_of, time_case
 from bench.gpu_check import Report, Step, markdown, run_step
 
@@ -33,30 +34,38 @@ def case(nbytes: float = 100e6, target: Target | None = None, runs: list | None 
 def test_every_case_runs(ops):
     cases = [
         *op_cases(ops, TINY, torch.bfloat16, ops.device_type, (1, 9)),
+        *layer_cases(ops, TINY, torch.bfloat16, ops.device_type, (1, 3, 9)),
         router_case(ops, TINY, ops.device_type),
     ]
     for one in cases:
         assert one.nbytes > 0
         one.make()()
     found = {(one.op, one.rows) for one in cases}
-    for op in ("linear", "feed_forward", "adapter", "lm_head", "project", "attention"):
+    for op in ("linear", "feed_forward", "adapter", "lm_head", "attention"):
         assert {(op, 1), (op, 9)} <= found
+    for op in ("router_code", "routed_entry", "routed_exit", "routed layer"):
+        assert {(op, 1), (op, 3)} <= found and (op, 9) not in found
     assert {("compact", 4096), ("router_gate", 1), ("attention", 150)} <= found
 
 
 def test_the_targets_of_the_large_model():
     cases = list(op_cases(None, LLAMA_3_8B, torch.bfloat16, "meta", (1, 4)))  # type: ignore[arg-type]
+    cases += layer_cases(None, LLAMA_3_8B, torch.bfloat16, "meta", (1, 4))  # type: ignore[arg-type]
     aims = {(c.op, c.what): c.target for c in cases if c.target is not None}
     assert aims["linear", "[14336, 4096]"] == aims["linear", "[4096, 14336]"] == Target(0.85)
     assert aims["lm_head", "vocabulary 128256"] == Target(0.85)
     assert ("linear", "[1024, 4096]") not in aims  # 8 MB
-    assert aims["project", "router code, K and V"] == Target(factor=1.1, extra=3.0)
+    assert aims["router_code", "d_r 256"] == Target(factor=1.1, extra=3.0)
+    assert aims["routed_entry", "rows skip"] == Target(factor=1.1, extra=3.0)
     assert aims["attention", "context 8192"] == Target(0.75)
     assert aims["adapter", "width 896"] == Target(factor=1.15, extra=5.0)
     assert aims["compact", "gates"] == Target(extra=5.0)
     assert all(c.rows in (1, 4096) for c in cases if c.target is not None)
     (head,) = (c for c in cases if c.op == "lm_head" and c.rows == 1)
     assert head.nbytes == 128256 * 4096 * 2
+    # The router in float32, keys and values, the adapter: what docs call a skipped layer.
+    (skipped,) = (c for c in cases if c.op == "routed layer" and c.rows == 1)
+    assert skipped.nbytes == 4096 * (256 * 4 + 2 * (2 * 1024 + 3 * 896))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,14 @@ needs_module = pytest.mark.skipif(
             "tile_kernel<BFloat16, Outputs>",
         ),
         ("_ZN10flexidepth4cuda12_GLOBAL__N_114compact_kernelENS_11CompactArgsE", "compact_kernel"),
+        (
+            "_ZN10flexidepth4cuda47_GLOBAL__N__3b734a44_14_router_code_cu_5424316618router_code_kernelILi4EEEvNS0_5InputENS0_7OutputsIfEENS1_6PiecesEl",
+            "router_code_kernel<4, Outputs>",
+        ),
+        (
+            "_ZN10flexidepth4cuda48_GLOBAL__N__2a59ba37_15_routed_entry_cu_d214962c19routed_entry_kernelINS0_8BFloat16ELi8EEEvNS1_5EntryIT_EE",
+            "routed_entry_kernel<BFloat16, 8>",
+        ),
     ],
 )
 def test_labels(mangled, label):
@@ -41,10 +49,16 @@ def test_labels(mangled, label):
 def test_every_kernel_is_in_the_table_and_none_spills():
     kernels = json.loads(objects.TABLE.read_text(encoding="utf-8"))["kernels"]
     assert {name.partition("<")[0] for name in kernels} == {
-        *("matvec_kernel", "tile_kernel", "route_kernel", "attention_kernel", "compact_kernel"),
+        *(
+            "matvec_kernel",
+            "tile_kernel",
+            "attention_kernel",
+            "compact_kernel",
+            "router_code_kernel",
+        ),
         *("folded_kernel", "code_kernel", "head_kernel", "rms_norm_kernel", "rope_kernel"),
         *("rope_table_kernel", "embed_kernel", "kv_append_kernel", "sample_kernel"),
-        *("attention_tiles_kernel", "mixed_kernel", "advance_kernel"),
+        *("attention_tiles_kernel", "routed_entry_kernel", "routed_exit_kernel", "advance_kernel"),
     }
     for name, archs in kernels.items():
         assert sorted(archs) == ARCHS, name

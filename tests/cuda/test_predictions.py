@@ -101,12 +101,7 @@ def test_the_notes_hold_what_the_arithmetic_says():
     "routing",
     [
         "dense",
-        pytest.param(
-            "router",
-            marks=pytest.mark.xfail(
-                strict=True, reason="a routed layer still has two kernels more than is predicted"
-            ),
-        ),
+        "router",
     ],
 )
 def test_the_engine_queues_the_kernels_that_are_counted(emulated, routing):

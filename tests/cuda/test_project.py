@@ -1,4 +1,4 @@
-"""The fused phase in front of attention: norm, projections, rotation, cache, and decisions on the way."""
+"""The fused phase in front of attention: norm, projections, rotation, cache."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flexidepth_ext import ops as cpu_ops
-from flexidepth_ext.cuda_ops import PagedCache, RouterWeights
-from flexidepth_ext.errors import DtypeError, ShapeError, ValueOutOfRangeError
+from flexidepth_ext.cuda_ops import PagedCache
+from flexidepth_ext.errors import DtypeError, ShapeError
 
 from .conftest import DTYPES, on_cpu
 
@@ -55,7 +55,7 @@ def test_a_plain_layer(ops, rows, dtype, cache_dtype):
     layer = Layer(dtype, rows)
     table = ops.rope_table(layer.positions, layer.inv_freq)
     fused, separate = (layer.cache(ops, cache_dtype) for _ in range(2))
-    q, decisions = ops.project(
+    q = ops.project(
         layer.h,
         layer.norm,
         EPS,
@@ -74,7 +74,6 @@ def test_a_plain_layer(ops, rows, dtype, cache_dtype):
     )
     x = ops.rms_norm(layer.h, layer.norm, EPS)
     close(q, ops.rope(ops.linear(x, layer.q, layer.q_bias), table), dtype, rows)
-    assert decisions is None
     ops.kv_append(
         separate,
         ops.rope(ops.linear(x, layer.k, layer.k_bias), table),
@@ -107,9 +106,7 @@ def test_a_router_of_its_own_type(ops, rows, dtype):
         places = {} if cache is None else {"positions": layer.positions, "layer": 1}
         if cache is not None:
             places["sequences"] = layer.sequences
-        return ops.project(
-            layer.h, layer.norm, EPS, table=table, cache=cache, **matrices, **places
-        )[0]
+        return ops.project(layer.h, layer.norm, EPS, table=table, cache=cache, **matrices, **places)
 
     encoded = project(together, first=code, k=layer.k, v=layer.v)
     assert torch.equal(encoded, project(first=code))
@@ -125,7 +122,7 @@ def test_a_routed_layer_in_two_calls(ops, rows, dtype):
     """Codes, keys and values of all rows, then the queries of listed ones."""
     layer = Layer(dtype, rows)
     table, cache = ops.rope_table(layer.positions, layer.inv_freq), layer.cache(ops, torch.float32)
-    encoded, _ = ops.project(
+    encoded = ops.project(
         layer.h,
         layer.norm,
         EPS,
@@ -141,7 +138,7 @@ def test_a_routed_layer_in_two_calls(ops, rows, dtype):
     close(encoded, ops.linear(x, layer.enc), dtype, rows)
     index = torch.arange(rows - 1, 0, -1, dtype=torch.int32)
     live = torch.tensor([rows - 1], dtype=torch.int32)
-    q, _ = ops.project(
+    q = ops.project(
         layer.h,
         layer.norm,
         EPS,
@@ -156,64 +153,9 @@ def test_a_routed_layer_in_two_calls(ops, rows, dtype):
     close(q, wanted, dtype, rows)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 8])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("forced", [False, True])
-def test_gates_recomputed_by_every_block(ops, rows, dtype, forced):
-    layer = Layer(dtype, rows, seed=rows)
-    table = ops.rope_table(layer.positions, layer.inv_freq)
-    encoded = torch.randn(rows, 12)
-    router = RouterWeights(torch.rand(12) + 0.5, folded=torch.randn(12), bias=0.1)
-    mask = torch.arange(rows).remainder(2).to(torch.uint8) if forced else None
-    q, got = ops.project(
-        layer.h,
-        layer.norm,
-        EPS,
-        table=table,
-        first=layer.q,
-        rotate_first=True,
-        encoded=encoded,
-        router=router,
-        threshold=0.5,
-        forced=mask,
-    )
-    gates = ops.router_gate(encoded.clone(), router)
-    want = ops.compact(gates, 0.5, forced=mask)
-    assert got is not None and torch.equal(got.gates, gates)
-    run, skip = want.counts.tolist()
-    assert got.counts.tolist() == [run, skip] and torch.equal(got.ran, want.ran)
-    for name, count in (("run_index", run), ("skip_index", skip)):
-        assert torch.equal(getattr(got, name)[:count], getattr(want, name)[:count])
-        scale = name.replace("index", "scale")
-        assert torch.equal(getattr(got, scale)[:count], getattr(want, scale)[:count])
-    listed, _ = ops.project(
-        layer.h,
-        layer.norm,
-        EPS,
-        table=table,
-        first=layer.q,
-        rotate_first=True,
-        index=want.run_index[:run].contiguous(),
-    )
-    # As many rows decide how many there is room for, never what comes out.
-    assert torch.equal(q[:run], listed)
-    assert not q[run:].any()
-
-
 def test_what_cannot_be_projected(ops):
     layer = Layer(torch.float32, 9)
     table = ops.rope_table(layer.positions, layer.inv_freq)
-    router = RouterWeights(torch.ones(12), folded=torch.ones(12))
-    with pytest.raises(ValueOutOfRangeError, match=r"at most 8 rows.*there are 9"):
-        ops.project(
-            layer.h,
-            layer.norm,
-            EPS,
-            table=table,
-            first=layer.q,
-            encoded=torch.randn(9, 12),
-            router=router,
-        )
     with pytest.raises(ShapeError, match="give first, or k, v and their cache"):
         ops.project(layer.h, layer.norm, EPS, table=table, first=layer.q, k=layer.k)
     with pytest.raises(DtypeError, match=r"matrices of torch.float32, torch.bfloat16"):
@@ -233,7 +175,7 @@ def test_what_cannot_be_projected(ops):
 def test_the_cpu_computes_the_same_layer(ops):
     layer = Layer(torch.float32, 3)
     table = ops.rope_table(layer.positions, layer.inv_freq)
-    q, _ = ops.project(
+    q = ops.project(
         layer.h,
         layer.norm,
         EPS,

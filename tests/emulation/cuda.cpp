@@ -62,6 +62,8 @@ int64_t grids = 0;  // that have run
 thread_local unsigned char* shared = nullptr;
 thread_local Order turn_order = Order::kForward;
 thread_local uint32_t turn_seed = 0;
+thread_local bool recording = false;
+thread_local std::vector<uintptr_t> prefetches;
 // Stacks are kept from launch to launch.
 thread_local std::vector<std::unique_ptr<unsigned char[]>> stacks;
 
@@ -282,6 +284,20 @@ void run_block(std::mt19937& random) {
 }
 
 }  // namespace
+
+void record_prefetches() {
+  recording = true;
+  prefetches.clear();
+}
+
+std::vector<uintptr_t> take_prefetches() {
+  recording = false;
+  return std::move(prefetches);
+}
+
+void note_prefetch(const void* at) {
+  if (recording) prefetches.push_back(reinterpret_cast<uintptr_t>(at));
+}
 
 void set_order(Order order, uint32_t seed) {
   turn_order = order;

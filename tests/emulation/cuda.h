@@ -17,6 +17,7 @@
 #include <cstring>
 #include <source_location>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -44,6 +45,11 @@ enum class Order : int { kForward = 0, kReverse = 1, kShuffled = 2 };
 void set_order(Order order, uint32_t seed);
 // How many grids have run so far.
 int64_t launches();
+
+// From now on addresses that kernels prefetch are kept, until they are taken.
+void record_prefetches();
+std::vector<uintptr_t> take_prefetches();
+void note_prefetch(const void* at);
 
 // The running thread's place in the grid.
 int thread_index();
@@ -107,7 +113,7 @@ inline void fetch_add(uint64_t* at, uint64_t value) { *at += value; }
 inline void fetch_max(uint64_t* at, uint64_t value) { *at = *at < value ? value : *at; }
 inline void fence() {}
 inline void await_inputs() {}
-inline void prefetch(const void*) {}
+inline void prefetch(const void* at) { emulation::note_prefetch(at); }
 
 uint32_t pack(float low, float high, BFloat16);
 uint32_t pack(float low, float high, Float16);

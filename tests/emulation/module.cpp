@@ -1,4 +1,6 @@
 // The CUDA ops on the CPU: the same bindings and the same kernels as flexidepth_ext._cuda.
+#include <pybind11/stl.h>
+
 #include "bindings/register.h"
 #include "emulation/cuda.h"
 
@@ -11,4 +13,9 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("set_order",
         [](int order, uint32_t seed) { e::set_order(static_cast<e::Order>(order), seed); });
   m.def("launches", &e::launches);
+  m.def("prefetches_of", [](const pybind11::function& call) {
+    e::record_prefetches();
+    call();
+    return e::take_prefetches();
+  });
 }
