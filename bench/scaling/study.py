@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -267,14 +266,6 @@ def _batch_ideal(config: FlexiDepthConfig, layers: Layers, routed: int) -> float
     )
     dense = dense_bytes(config, BF16, rows=layers.rows, context=CONTEXT)
     return dense / step_bytes(config, BF16, own, context=CONTEXT)
-
-
-def read_inputs(results: Path, routing: Path) -> tuple[Measured, Recording]:
-    """What `make_study` takes, from the folder of results and the file of recorded decisions."""
-    from .measured import read_measured
-    from .recorded import read_recording
-
-    return read_measured(results), read_recording(routing)
 
 
 def half(speedups: Sequence[float]) -> float:
