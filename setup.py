@@ -163,6 +163,7 @@ setup(
         # Trained routings of models that the package knows by name, one directory each.
         "flexidepth": ["py.typed", "pretrained/*/*", "training/recipes/*.yaml"],
         "flexidepth_ext": ["py.typed", "*.pyi"],
+        "flexidepth.bench.gpu": ["*.cu"],  # compiled where it runs
     },
     ext_modules=[Extension("flexidepth_ext._C", sources=[])],
     cmdclass={"build": CleanBuild, "build_ext": CMakeBuild},

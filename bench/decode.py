@@ -1,159 +1,253 @@
-"""Decoding one sequence: tokens per second against layers skipped, dense and peers in the same run."""
+"""Decoding: tokens per second against layers skipped, our dense pass and peers in the same run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
-from flexidepth.config import FlexiDepthConfig
-from flexidepth.routing import skip_ratio_mask
+from flexidepth_ext.cuda_decode import Sampling
+from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.engine import Engine
 
-from .ideal import bytes_per_token, ideal_speedup
-from .options import SPARE
-from .timing import Case, alternate
+from .models import step_bytes
+from .options import SPARE, Setting
+from .plans import Plan, dense_plan
+from .rows import DECODE, BenchRow, timed, with_comparisons
+from .timing import Case, Spent, alternate
 
-_SEED = 0
-_FILL = 5  # any ordinary token
-
-
-@dataclass(frozen=True)
-class DecodeRow:
-    """One line of the table. Times are of a whole token: forward pass and choice of the next token."""
-
-    name: str
-    threads: int
-    skipped: int | None  # None: not ours to say (a peer)
-    ms_median: float
-    ms_p99: float
-    tps_mean: float
-    tps_std: float
-    gb_per_s: float | None  # bytes of the model over the median
-    speedup: float  # over our dense pass
-    ideal: float | None
-    of_ideal: float | None
-    samples: list[float]
-
-    @property
-    def tps_median(self) -> float:
-        """Tokens per second at the median time."""
-        return 1e3 / self.ms_median
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values, every sample included."""
-        return asdict(self)
+FILLER = 5  # any ordinary token
 
 
-def engine_case(engine: Engine, name: str, context: int, steps: int, skipped: int | None) -> Case:
-    """Decode steps from `context` tokens on, at most `steps` and the warm-up in a turn, with exactly `skipped`
-    layers skipped per token; None = dense."""
-    cache = engine.new_cache(context + steps + SPARE)
-    num_routed = engine.num_routed
-    seeds, positions = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    masks: list[torch.Tensor] = []
-    if skipped is not None:
-        table = skip_ratio_mask(skipped, _SEED, 0, context + steps + SPARE, num_routed)
-        masks = [row[None].contiguous() for row in table]
-    token = torch.tensor([_FILL], dtype=torch.int32)
+class DecodeCase(Case):
+    """Sequences that decode side by side by one plan, greedily, each block from the same depth on.
 
-    def start() -> None:
-        cache.truncate(min(cache.length, context))
-        while cache.length < context:
-            count = min(engine.max_rows, context - cache.length)
-            ids = torch.full((count,), _FILL, dtype=torch.int32)
-            engine.forward(ids, [count], [cache], routing="dense")
+    depth: tokens in the cache when a block begins. steps: most steps of a block, the warm-up not counted. text: ids of
+    the first `depth` tokens, None = fillers. decided: uint8 [batch, routed layers] of each step, the warm-up's too.
+    """
 
-    def step() -> None:
-        nonlocal token
-        mask = None if skipped is None else masks[cache.length]
-        routing = "dense" if skipped is None else "forced_hard"
-        result = engine.forward(token, [1], [cache], routing=routing, mask=mask)  # type: ignore[arg-type]
-        token, _ = engine.sample(
+    def __init__(
+        self, plan: Plan, batch: int, depth: int, text: Sequence[int] | None, spins: bool
+    ) -> None:
+        super().__init__(plan.name, self.one_step, self.begin, after=self.keep, spins=spins)
+        self.plan, self.batch, self.depth = plan, batch, depth
+        ids = list(text or [])[:depth]
+        self.prefix = torch.tensor(ids + [FILLER] * (depth - len(ids)), dtype=torch.int32)
+        self.decided: list[torch.Tensor] = []
+        self._ran: torch.Tensor | None = None
+
+    def begin(self) -> None:
+        """Prepare a block."""
+        raise NotImplementedError
+
+    def one_step(self) -> None:
+        """One token of every sequence."""
+        raise NotImplementedError
+
+    def keep(self) -> None:
+        """Note what ran, outside the timing."""
+        if self._ran is not None:
+            self.decided.append(self._ran.clone())
+
+
+class _CpuCase(DecodeCase):
+    """Engine.forward and Engine.sample, as generation calls them."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        batch: int,
+        depth: int,
+        steps: int,
+        text: Sequence[int] | None,
+    ) -> None:
+        super().__init__(plan, batch, depth, text, spins=False)
+        self.engine = engine
+        self.caches = [engine.new_cache(depth + steps + SPARE) for _ in range(batch)]
+        self.masks = [plan.rows(batch, depth + i) for i in range(steps + SPARE)]
+        self.seeds, self.positions = (torch.zeros(batch, dtype=torch.int64) for _ in range(2))
+        self.token = torch.full((batch,), FILLER, dtype=torch.int32)
+        self.counts = [1] * batch
+
+    def begin(self) -> None:
+        rows = self.engine.max_rows
+        for cache in self.caches:
+            cache.truncate(min(cache.length, self.depth))
+            while cache.length < self.depth:
+                piece = self.prefix[cache.length : cache.length + rows]
+                self.engine.forward(piece.clone(), [len(piece)], [cache], routing="dense")
+
+    def one_step(self) -> None:
+        result = self.engine.forward(
+            self.token,
+            self.counts,
+            self.caches,
+            routing=self.plan.mode,
+            mask=self.masks[self.caches[0].length - self.depth],
+            thresholds=self.plan.thresholds,
+        )
+        self._ran = result.ran
+        self.token, _ = self.engine.sample(
             result.logits,
             temperature=0.0,
             top_k=0,
             top_p=1.0,
             min_p=0.0,
-            seeds=seeds,
-            positions=positions,
+            seeds=self.seeds,
+            positions=self.positions,
         )
 
-    return Case(name, step, start)
+
+class _CudaCase(DecodeCase):
+    """CudaEngine.decode with one step always in flight: a step is the time between two results."""
+
+    def __init__(
+        self,
+        engine: CudaEngine,
+        plan: Plan,
+        batch: int,
+        depth: int,
+        steps: int,
+        text: Sequence[int] | None,
+    ) -> None:
+        super().__init__(plan, batch, depth, text, spins=False)
+        self.engine = engine
+        self.room = depth + steps + SPARE
+        self.masks = [plan.rows(batch, depth + i) for i in range(steps + SPARE)]
+        self.caches: list[Any] = []
+        self.run: Any = None
+        self.launched = 0
+
+    def begin(self) -> None:
+        if self.run is not None:
+            self.run.cancel()
+        for cache in self.caches:
+            cache.release()
+        self.caches = [self.engine.new_cache(self.room) for _ in range(self.batch)]
+        for cache in self.caches:
+            while cache.length < self.depth:
+                piece = self.prefix[cache.length : cache.length + self.engine.max_rows]
+                self.engine.forward(piece.clone(), [len(piece)], [cache], routing="dense")
+        self.run = self.engine.decode(
+            self.caches,
+            [FILLER] * self.batch,
+            Sampling(),
+            seeds=[0] * self.batch,
+            routing=self.plan.mode,
+            thresholds=self.plan.thresholds,
+        )
+        self.launched = 0
+        self._launch()
+
+    def _launch(self) -> None:
+        self.run.launch(self.masks[self.launched])
+        self.launched += 1
+
+    def one_step(self) -> None:
+        self._launch()
+        self._ran = self.run.collect().ran
+
+
+def decode_case(
+    engine: Engine | CudaEngine,
+    plan: Plan,
+    *,
+    batch: int,
+    depth: int,
+    steps: int,
+    text: Sequence[int] | None = None,
+) -> DecodeCase:
+    """Decode steps of `batch` sequences from `depth` tokens on."""
+    kind = _CudaCase if isinstance(engine, CudaEngine) else _CpuCase
+    return kind(engine, plan, batch, depth, steps, text)  # type: ignore[arg-type]
 
 
 def measure_decode(
-    engine: Engine,
-    skips: Sequence[int],
+    engine: Engine | CudaEngine,
+    plans: Sequence[Plan],
     *,
     peers: Sequence[Case] = (),
-    context: int = 128,
+    batch: int = 1,
+    depth: int = 128,
     rounds: int = 5,
     steps: int = 120,
+    text: Sequence[int] | None = None,
+    setting: Setting | None = None,
+    bandwidth: float | None = None,
+    spent: Spent | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[DecodeRow]:
-    """Rows for our dense pass, for each number of skipped layers, and for each peer.
+) -> list[BenchRow]:
+    """Rows for our dense pass, for each plan, and for each peer.
 
-    steps: timed per case, spread over the rounds.
+    Args:
+        steps: timed per case, spread over the rounds. setting: what the engine was made of, for the rows.
+        bandwidth: GB/s that the device can read. spent: where the time went is added to it.
     """
-    config = engine.config
-    weight_bytes = torch.empty((), dtype=engine.dtype).element_size()
-    cases: list[tuple[int | None, Case]] = [
-        (None, engine_case(engine, "dense", context, steps, None))
+    block = -(-steps // rounds)
+    cases = [
+        decode_case(engine, plan, batch=batch, depth=depth, steps=block, text=text)
+        for plan in (dense_plan(), *plans)
     ]
-    cases += [(n, engine_case(engine, f"skip {n}", context, steps, n)) for n in skips]
-    others = list(peers)
-    alternate([c for _, c in cases] + others, rounds=rounds, steps=steps, progress=progress)
-    dense = cases[0][1].median
-    rows = [
-        _row(case, config, engine.num_threads, n, dense, weight_bytes, context, True)
-        for n, case in cases
-    ]
-    rows += [
-        _row(case, config, engine.num_threads, None, dense, weight_bytes, context, False)
-        for case in others
-    ]
-    return rows
+    clock = alternate([*cases, *peers], rounds=rounds, steps=steps, progress=progress)
+    if spent is not None:
+        spent.add(clock)
+    where = setting or Setting("", "cpu", engine.dtype, getattr(engine, "num_threads", None))
+    shared = {**where.fields(), "batch": batch, "kind": DECODE, "test": f"tg{steps} @ d{depth}"}
+    dense_bytes = _bytes(cases[0], engine)
+    rows = [_own_row(shared, case, engine, dense_bytes, bandwidth) for case in cases]
+    rows += [peer_row(shared, case, batch) for case in peers]
+    return with_comparisons(rows)
 
 
-def _row(
-    case: Case,
-    config: FlexiDepthConfig,
-    threads: int,
-    skipped: int | None,
-    dense: float,
-    weight_bytes: int,
-    context: int,
-    ours: bool,
-) -> DecodeRow:
-    ideal = (
-        ideal_speedup(config, skipped, weight_bytes=weight_bytes, context=context)
-        if skipped is not None
-        else None
-    )
-    size = bytes_per_token(
-        config,
-        skipped or 0,
-        weight_bytes=weight_bytes,
-        context=context,
-        routers=skipped is not None,
-    )
-    rates = [1 / s for s in case.samples]
-    mean = sum(rates) / len(rates)
-    std = (sum((r - mean) ** 2 for r in rates) / max(1, len(rates) - 1)) ** 0.5
-    speedup = dense / case.median
-    return DecodeRow(
+def _own_row(
+    shared: dict[str, Any],
+    case: DecodeCase,
+    engine: Engine | CudaEngine,
+    dense_bytes: float,
+    bandwidth: float | None,
+) -> BenchRow:
+    figures = timed(case.samples, case.batch)
+    nbytes = _bytes(case, engine)
+    gigabytes = nbytes / figures["ms_median"] / 1e6
+    dense = case.plan.asked is None
+    got = None
+    if not dense:
+        got = engine.num_routed - float(torch.cat(case.decided).float().sum(1).mean())
+    return BenchRow(
+        **shared,
         name=case.name,
-        threads=threads,
-        skipped=skipped,
-        ms_median=case.median * 1e3,
-        ms_p99=case.p99 * 1e3,
-        tps_mean=mean,
-        tps_std=std,
-        gb_per_s=size / case.median / 1e9 if ours else None,
-        speedup=speedup,
-        ideal=ideal,
-        of_ideal=speedup / ideal if ideal is not None else None,
+        skip_asked=case.plan.asked,
+        skip_got=got,
+        **figures,
+        work=gigabytes,
+        work_share=gigabytes / bandwidth if bandwidth else None,
+        ideal=None if dense else dense_bytes / nbytes,
         samples=case.samples,
+        blocks=case.blocks,
+    )
+
+
+def _bytes(case: DecodeCase, engine: Engine | CudaEngine) -> float:
+    """Bytes that a step reads, in the mean over the very decisions."""
+    size = torch.empty((), dtype=engine.dtype).element_size()
+
+    def read(mask: torch.Tensor | None) -> float:
+        return step_bytes(engine.config, mask, size, case.depth, case.batch)
+
+    if case.plan.asked is None:
+        return read(None)
+    return sum(map(read, case.decided)) / len(case.decided)
+
+
+def peer_row(shared: dict[str, Any], case: Case, tokens: int) -> BenchRow:
+    """A row of a peer, whose bytes and layers are not ours to say."""
+    return BenchRow(
+        **shared,
+        name=case.name,
+        peer=True,
+        **timed(case.samples, tokens),
+        samples=case.samples,
+        blocks=case.blocks,
     )

@@ -29,8 +29,17 @@ from flexidepth.plots import save_figure
 
 from .gpu import engine_run
 from .gpu.cases import LLAMA_3_8B, SMOLLM2, Shape, op_cases, router_case
+from .gpu.costs import CostRow, cost_lines, measure_costs
 from .gpu.engine_check import EngineCheck
-from .gpu.engine_report import EngineReport, check_lines, engine_figure, engine_lines
+from .gpu.engine_report import (
+    EngineReport,
+    check_lines,
+    engine_figure,
+    engine_lines,
+    prediction_lines,
+)
+from .gpu.models import model_config
+from .gpu.predictions import Beside, assumed_devices, beside
 from .gpu.timing import OpRow, copy_bandwidth, measure_in_graphs, time_case
 from .machine import describe_machine
 from .results_folder import check_folder, replace_results
@@ -68,6 +77,7 @@ class Report:
     steps: list[Step] = field(default_factory=list)
     bandwidth: float = 0.0
     rows: dict[str, list[OpRow]] = field(default_factory=dict)
+    costs: list[CostRow] = field(default_factory=list)
     checks: list[EngineCheck] = field(default_factory=list)
     engines: list[EngineReport] = field(default_factory=list)
 
@@ -78,11 +88,25 @@ class Report:
         engines = not any(engine.said for engine in self.engines)
         return steps and engines and all(check.ok for check in self.checks)
 
+    def predictions(self, engine: EngineReport) -> list[Beside]:
+        """What arithmetic says of an engine's steps, by the data sheet and by this card's own costs."""
+        devices = assumed_devices(self.device, self.costs, engine.overlap)
+        return beside(model_config(engine.model), engine.decode, devices)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             **asdict(self),
             "ok": self.ok,
+            "costs": [row.to_dict() for row in self.costs],
+            "predictions": [
+                {
+                    "model": engine.model,
+                    "overlap": engine.overlap,
+                    "rows": [row.to_dict() for row in self.predictions(engine)],
+                }
+                for engine in self.engines
+            ],
             "rows": {name: [row.to_dict() for row in rows] for name, rows in self.rows.items()},
             "checks": [check.to_dict() for check in self.checks],
             "engines": [engine.to_dict() for engine in self.engines],
@@ -121,8 +145,11 @@ def markdown(report: Report) -> str:
             )
     if report.checks:
         lines += ["", *check_lines(report.checks)]
+    if report.costs:
+        lines += ["", *cost_lines(report.costs)]
     for engine in report.engines:
         lines += engine_lines(engine)
+        lines += prediction_lines(report.predictions(engine))
     if not report.rows:
         return "\n".join(lines) + "\n"
     lines += [
@@ -232,6 +259,13 @@ def main(
         map(str, _ROWS)
     ),
     peers: Annotated[bool, typer.Option(help="Time others beside the engine.")] = True,
+    gpt_fast: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FLEXIDEPTH_GPT_FAST",
+            help="A checkout of gpt-fast, to be timed among the peers.",
+        ),
+    ] = None,
 ) -> None:
     """Build, test and time the CUDA kernels, or the engine, on this machine's device."""
     names = [name for name in shapes.split(",") if name]
@@ -254,6 +288,8 @@ def main(
         report.bandwidth = copy_bandwidth()
         counts = [int(number) for number in rows.split(",")]
         if engine:
+            say("costs of mechanisms")
+            report.costs = measure_costs(torch.cuda.get_device_capability())
             engine_run.run(
                 names,
                 report.bandwidth,
@@ -262,6 +298,7 @@ def main(
                 report.checks,
                 report.engines,
                 lambda: write_report(report, output_dir),
+                gpt_fast=gpt_fast,
             )
         for name in [] if engine else names:
             report.rows[_SHAPES[name].name] = time_ops(_SHAPES[name], report.bandwidth, counts)

@@ -12,7 +12,10 @@ from typing import Any
 
 from flexidepth_ext import _C
 
-_PACKAGES = ("flexidepth", "torch", "transformers", "numpy", "llama-cpp-python")
+_PACKAGES = (
+    *("flexidepth", "torch", "transformers", "numpy", "llama-cpp-python"),
+    *("openvino-genai", "onnxruntime-genai", "ctranslate2"),
+)
 
 
 def describe_machine() -> dict[str, Any]:

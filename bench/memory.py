@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Any
 
+from flexidepth.errors import FlexiDepthError
+
 _SCRIPT = """
 import json, sys, time
 def status():
@@ -34,7 +36,7 @@ print(json.dumps({
 
 
 def measure_memory(model: str, dtype: str) -> dict[str, Any] | None:
-    """Cost of loading and generating; None where the system has no /proc.
+    """Cost of loading and generating; None where the system has no /proc. FlexiDepthError where that process failed.
 
     Seconds to load (files warm), peak resident bytes above the imports, bytes of weights and cache
     with a prompt of 512 tokens and 64 new ones (fewer where the model has too few positions).
@@ -45,9 +47,8 @@ def measure_memory(model: str, dtype: str) -> dict[str, Any] | None:
         [sys.executable, "-c", _SCRIPT, model, dtype], capture_output=True, text=True, check=False
     )
     if result.returncode != 0:
-        raise RuntimeError(
-            f"the memory measurement failed: {result.stderr.strip().splitlines()[-1:]}"
-        )
+        last = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
+        raise FlexiDepthError(f"bench: the memory measurement failed: {last[0]}")
     figures: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     figures["peak_over_weights_and_cache"] = figures["peak_bytes"] / (
         figures["weight_bytes"] + figures["cache_bytes"]

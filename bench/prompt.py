@@ -3,117 +3,120 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from flexidepth.routing import skip_ratio_mask
+from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.engine import Engine
 
+from .decode import peer_row
 from .ideal import flops_of_prompt
-from .timing import Case, alternate
+from .options import Setting
+from .plans import Plan, dense_plan
+from .rows import PROMPT, BenchRow, timed, with_comparisons
+from .timing import Case, Spent, alternate
 
 _SEED = 0
 
 
-@dataclass(frozen=True)
-class PromptRow:
-    """One line of the table; times are of a whole prompt, its last logits included."""
+class PromptCase(Case):
+    """A whole prompt into an empty cache, its last logits included.
 
-    name: str
-    threads: int
-    tokens: int
-    skip_share: float | None
-    s_median: float
-    tps: float
-    gflop_per_s: float | None
-    speedup: float  # over our dense pass
-    ideal: float | None  # ratio of arithmetic
-    of_ideal: float | None
-    samples: list[float]
+    ran: uint8 [tokens, routed layers], what the last one ran.
+    """
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain values, every sample included."""
-        return asdict(self)
+    def __init__(self, engine: Engine | CudaEngine, ids: Tensor, plan: Plan) -> None:
+        super().__init__(plan.name, self.one_prompt, self.begin, spins=False)
+        self.engine, self.ids, self.plan = engine, ids, plan
+        self.mask = None if plan.mask is None else plan.mask(0, 0, len(ids))
+        self.cache: Any = engine.new_cache(len(ids))
+        self.parts: list[Tensor] = []
 
+    def begin(self) -> None:
+        """Nothing is left of what ran before."""
+        self.cache.truncate(0)
 
-def prompt_case(engine: Engine, ids: torch.Tensor, skip_share: float | None) -> Case:
-    """A whole prompt into an empty cache; None = dense."""
-    tokens = len(ids)
-    cache = engine.new_cache(tokens)
-    mask, name = None, "dense"
-    if skip_share is not None:
-        skipped = round(skip_share * engine.num_routed)
-        mask = skip_ratio_mask(skipped, _SEED, 0, tokens, engine.num_routed)
-        name = f"skip {skip_share:.0%} ({skipped} of {engine.num_routed})"
+    def one_prompt(self) -> None:
+        """All tokens, as many at a time as the engine takes."""
+        self.cache.truncate(0)
+        self.parts = []
+        rows = self.engine.max_rows
+        for start in range(0, len(self.ids), rows):
+            piece = self.ids[start : start + rows].contiguous()
+            mask = None if self.mask is None else self.mask[start : start + rows].contiguous()
+            result = self.engine.forward(
+                piece,
+                [len(piece)],
+                [self.cache],
+                routing=self.plan.mode,
+                mask=mask,
+                thresholds=self.plan.thresholds,
+            )
+            self.parts.append(result.ran)
 
-    def step() -> None:
-        cache.truncate(0)
-        for start in range(0, tokens, engine.max_rows):
-            piece = ids[start : start + engine.max_rows].contiguous()
-            rows = None if mask is None else mask[start : start + engine.max_rows].contiguous()
-            routing = "dense" if mask is None else "forced_hard"
-            engine.forward(piece, [len(piece)], [cache], routing=routing, mask=rows)  # type: ignore[arg-type]
-
-    return Case(name, step)
+    @property
+    def ran(self) -> Tensor:
+        """uint8 [tokens, routed layers]."""
+        return torch.cat(self.parts)
 
 
 def measure_prompt(
-    engine: Engine,
+    engine: Engine | CudaEngine,
     tokens: int,
-    shares: Sequence[float],
+    plans: Sequence[Plan],
     *,
     peers: Sequence[Case] = (),
     rounds: int = 5,
+    text: Sequence[int] | None = None,
+    setting: Setting | None = None,
+    spent: Spent | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[PromptRow]:
-    """Rows for our dense pass, for each share skipped, and for each peer."""
+) -> list[BenchRow]:
+    """Rows for our dense pass, for each plan, and for each peer.
+
+    Args:
+        text: ids to take the prompt from, over and over; None = random ones. setting, spent: as in `measure_decode`.
+    """
+    ids = prompt_ids(engine.vocab_size, tokens, text)
+    cases = [PromptCase(engine, ids, plan) for plan in (dense_plan(), *plans)]
+    clock = alternate([*cases, *peers], rounds=rounds, steps=rounds, warmup=1, progress=progress)
+    if spent is not None:
+        spent.add(clock)
+    where = setting or Setting("", "cpu", engine.dtype, getattr(engine, "num_threads", None))
+    shared = {**where.fields(), "batch": 1, "kind": PROMPT, "test": f"pp{tokens}"}
+    rows = [_own_row(shared, case, engine, tokens) for case in cases]
+    rows += [peer_row(shared, case, tokens) for case in peers]
+    return with_comparisons(rows)
+
+
+def prompt_ids(vocab: int, tokens: int, text: Sequence[int] | None) -> Tensor:
+    """int32 [tokens]: text, repeated, or random ids."""
+    if text:
+        return torch.tensor([text[i % len(text)] for i in range(tokens)], dtype=torch.int32)
     generator = torch.Generator().manual_seed(_SEED)
-    ids = torch.randint(0, engine.vocab_size, (tokens,), generator=generator, dtype=torch.int32)
-    cases: list[tuple[float | None, Case]] = [(None, prompt_case(engine, ids, None))]
-    cases += [(share, prompt_case(engine, ids, share)) for share in shares]
-    alternate(
-        [c for _, c in cases] + list(peers),
-        rounds=rounds,
-        steps=rounds,
-        warmup=1,
-        progress=progress,
-    )
-    dense = cases[0][1].median
+    return torch.randint(0, vocab, (tokens,), generator=generator, dtype=torch.int32)
+
+
+def _own_row(
+    shared: dict[str, Any], case: PromptCase, engine: Engine | CudaEngine, tokens: int
+) -> BenchRow:
+    figures = timed(case.samples, tokens)
     dense_flops = flops_of_prompt(engine.config, tokens, 0.0, routers=False)
-    rows = []
-    for share, case in cases:
-        flops = dense_flops
-        if share is not None:
-            got = round(share * engine.num_routed) / max(1, engine.num_routed)
-            flops = flops_of_prompt(engine.config, tokens, got)
-        ideal = dense_flops / flops
-        rows.append(_row(case, engine.num_threads, tokens, share, dense, flops, ideal))
-    return rows + [
-        _row(case, engine.num_threads, tokens, None, dense, None, None) for case in peers
-    ]
-
-
-def _row(
-    case: Case,
-    threads: int,
-    tokens: int,
-    share: float | None,
-    dense: float,
-    flops: float | None,
-    ideal: float | None,
-) -> PromptRow:
-    speedup = dense / case.median
-    return PromptRow(
+    flops, got = dense_flops, None
+    if case.plan.asked is not None:
+        got = engine.num_routed - float(case.ran.float().sum(1).mean())
+        share = got / max(1, engine.num_routed)
+        flops = flops_of_prompt(engine.config, tokens, share)
+    return BenchRow(
+        **shared,
         name=case.name,
-        threads=threads,
-        tokens=tokens,
-        skip_share=share,
-        s_median=case.median,
-        tps=tokens / case.median,
-        gflop_per_s=flops / case.median / 1e9 if flops is not None else None,
-        speedup=speedup,
-        ideal=ideal,
-        of_ideal=speedup / ideal if ideal is not None else None,
+        skip_asked=case.plan.asked,
+        skip_got=got,
+        **figures,
+        work=flops / figures["ms_median"] / 1e6,
+        ideal=None if case.plan.asked is None else dense_flops / flops,
         samples=case.samples,
+        blocks=case.blocks,
     )

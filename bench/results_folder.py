@@ -11,7 +11,11 @@ from pathlib import Path
 from flexidepth.errors import SaveError
 
 # Every file a benchmark may write. One that a new run does not write goes too: it would belong to the run before.
-FILES = ("bench.json", "bench.md", "decode.svg")
+FILES = (
+    *("bench.json", "bench.jsonl", "bench.csv", "bench.md"),
+    *("decode.svg", "prompt.svg", "breakdown.svg"),
+)
+PARTIAL = "bench.partial.jsonl"  # rows of a run that goes on, or was interrupted
 
 
 def check_folder(folder: Path) -> None:

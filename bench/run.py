@@ -1,260 +1,343 @@
-"""A whole benchmark run: cases, peers, machine, results."""
+"""A whole benchmark run: engines in turn, cases in turn, rows kept as they come."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from flexidepth.checkpoints import Checkpoint, open_checkpoint
-from flexidepth.plain_json import json_text
+from flexidepth.checkpoints import Checkpoint
+from flexidepth.errors import FlexiDepthError
+from flexidepth.loading import load_engine, resolve_device
 from flexidepth_ext import _C
+from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.engine import Engine
 
+from .accuracy import Reference, text_ids
 from .bandwidth import read_bandwidth
-from .decode import DecodeRow, measure_decode
+from .decode import measure_decode
+from .load import OtherPrograms, load_average
 from .machine import describe_machine
-from .options import DTYPES, SPARE, BenchOptions
-from .prompt import PromptRow, measure_prompt
-from .report import DECODE_COLUMNS, PROMPT_COLUMNS, Columns, csv_text, markdown
-from .results_folder import replace_results
-from .timing import Case, load_average
+from .models import RANDOM, open_model
+from .options import BenchOptions, Setting
+from .peer_set import PeerSet
+from .plans import Plan, dense_plan, make_plans
+from .prompt import measure_prompt
+from .rows import DECODE, DENSE, PROMPT, BenchRow
+from .timing import Spent
 
-FORMAT = "flexidepth-bench-1"
+FORMAT = "flexidepth-bench-2"
 _PROMPT_ROUNDS = 5
+_BUSY = 0.5  # load before a run from which on it is said
 Notify = Callable[[str], None]
+Keep = Callable[[Sequence[BenchRow]], None]
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Rows and everything needed to rerun them."""
+    """rows, and in header everything needed to measure them again."""
 
     header: dict[str, Any]
-    decode: list[DecodeRow]
-    prompt: list[PromptRow]
+    rows: list[BenchRow]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every sample included."""
-        return {
-            **self.header,
-            "decode": [row.to_dict() for row in self.decode],
-            "prompt": [row.to_dict() for row in self.prompt],
-        }
+        return {**self.header, "rows": [row.to_dict() for row in self.rows]}
 
 
-def run_bench(options: BenchOptions, notify: Notify) -> BenchResult:
-    """Measure; `notify` gets a line of text for each stage."""
-    dtype = DTYPES[options.dtype]
-    checkpoint = open_checkpoint(options.model, prefer_hub=options.prefer_hub, notify=notify)
-    config = checkpoint.config
-    skips = options.check_fits(config)
+def run_bench(options: BenchOptions, notify: Notify, keep: Keep = lambda _: None) -> BenchResult:
+    """Measure.
+
+    Args:
+        notify: gets a line of text for each stage. keep: gets the rows of each group of cases as soon as they are
+            measured.
+
+    Raises:
+        ValueOutOfRangeError: what a model cannot do. CheckpointError, OSError: a model that cannot be read. A setting
+            that does not fit the memory, or whose device is not there, becomes a row that says so.
+    """
+    checkpoints = {
+        name: open_model(name, prefer_hub=options.prefer_hub, notify=notify)
+        for name in options.models
+    }
+    for checkpoint in checkpoints.values():
+        skips = options.check_fits(checkpoint.config)
+        make_plans(options.routing, skips, checkpoint.config)
     load_before = load_average()
-    if load_before > 0.5:
+    if load_before > _BUSY:
         notify(f"warning: the machine is busy (load {load_before:.2f}); figures will be noisy")
-    peers = _Peers(checkpoint, options, dtype, notify) if options.peers else None
-    decode: list[DecodeRow] = []
-    prompt: list[PromptRow] = []
-    bandwidth = {}
-    accuracy = None
-    for threads in options.threads or [_C.available_threads()]:
-        bandwidth[threads] = read_bandwidth(threads)
-        engine = Engine(config, checkpoint.tensors(), dtype=dtype, num_threads=threads)
-        if options.steps:
-            notify(f"decode, {threads} threads, {len(skips) + 1} cases")
-            decode += measure_decode(
-                engine,
-                skips,
-                peers=peers.decode(threads) if peers else (),
-                context=options.depth,
-                rounds=options.rounds,
-                steps=options.steps,
-            )
-        if options.prompt:
-            notify(f"prompt of {options.prompt}, {threads} threads")
-            prompt += measure_prompt(
-                engine,
-                options.prompt,
-                options.shares,
-                peers=peers.prompt(threads) if peers else (),
-                rounds=_PROMPT_ROUNDS,
-            )
-        if options.accuracy and accuracy is None:
-            notify("accuracy against the float32 reference")
-            accuracy = _accuracy(checkpoint, engine)
-        engine.close()
+    run = _Run(options, checkpoints, notify, keep)
+    try:
+        for setting in options.settings(_C.available_threads()):
+            run.measure(setting)
+    finally:
+        run.close()
     header: dict[str, Any] = {
         "format": FORMAT,
-        "model": options.model,
-        "dtype": str(dtype).removeprefix("torch."),
-        "num_layers": config.num_hidden_layers,
-        "routed_layers": config.num_routed_layers,
-        "depth": options.depth,
+        "models": {name: _describe(checkpoint) for name, checkpoint in checkpoints.items()},
+        "routing": options.routing,
         "command": "flexidepth " + shlex.join(sys.argv[1:]),
         "machine": describe_machine(),
         "isa": _C.OpContext(1).isa,
         "load_before": load_before,
         "load_after": load_average(),
-        "read_bandwidth_gb_per_s": bandwidth,
-        "accuracy": accuracy,
-        # by its path: the same file, and nothing is fetched again
-        "memory": _memory(checkpoint.source, options.dtype),
+        "read_bandwidth_gb_per_s": run.bandwidth,
+        "seconds": dataclasses.asdict(run.spent),
+        "harness_share": run.spent.harness_share,
+        "accuracy": run.accuracy,
+        "memory": run.memory,
+        "breakdown": run.breakdown,
     }
-    return BenchResult(header, decode, prompt)
+    return BenchResult(header, run.rows)
 
 
-def _accuracy(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
-    from .accuracy import measure_accuracy
-
-    return measure_accuracy(checkpoint, engine).to_dict()
-
-
-def _memory(source: str, dtype: str) -> dict[str, Any] | None:
-    from .memory import measure_memory
-
-    return measure_memory(source, dtype)
+def _describe(checkpoint: Checkpoint) -> dict[str, int]:
+    config = checkpoint.config
+    return {
+        "num_layers": config.num_hidden_layers,
+        "routed_layers": config.num_routed_layers,
+    }
 
 
-class _Peers:
-    """The peers that are installed, loaded once; one that cannot run is said and left out."""
+class _Run:
+    """The state of a run: what is known once for several settings, and the rows."""
 
     def __init__(
-        self, checkpoint: Checkpoint, options: BenchOptions, dtype: torch.dtype, notify: Notify
+        self,
+        options: BenchOptions,
+        checkpoints: dict[str, Checkpoint],
+        notify: Notify,
+        keep: Keep,
     ) -> None:
-        self.options, self.notify = options, notify
-        from .peers import transformers_eager
+        self.options, self.checkpoints, self.notify, self.keep = options, checkpoints, notify, keep
+        self.rows: list[BenchRow] = []
+        self.spent = Spent()
+        self.bandwidth: dict[str, float] = {}
+        self.accuracy: dict[str, Any] = {}
+        self.memory: dict[str, Any] = {}
+        self.breakdown: list[dict[str, Any]] = []
+        self._answers: dict[tuple[str, ...], tuple[float, float | None]] = {}
+        self._peers: PeerSet | None = None
+        self._reference: Reference | None = None
 
-        self.transformers = [
-            transformers_eager.load(checkpoint, kind)
-            for kind in dict.fromkeys((dtype, torch.float32))
-        ]
-        self.llama_file: Path | None = None
-        base = checkpoint.base or checkpoint.source
-        if dtype != torch.bfloat16 or not base.endswith(".gguf"):
-            notify("llama.cpp is left out: it runs bfloat16 from a GGUF file")
+    def measure(self, setting: Setting) -> None:
+        """Every case of a setting."""
+        checkpoint = self.checkpoints[setting.model]
+        where = f"{setting.threads} threads" if setting.threads else setting.device
+        self.notify(f"{setting.model}, {setting.dtype_name}, {where}")
+        try:
+            runtime = resolve_device(setting.device)
+            engine = load_engine(
+                checkpoint,
+                setting.dtype,
+                num_threads=setting.threads,
+                strict_router=False,
+                progress=None,
+                runtime=runtime,
+                max_length=self._positions(checkpoint) if runtime is not None else None,
+            )
+        except FlexiDepthError as error:
+            self._add([self._said(setting, str(error))])
             return
         try:
-            from .peers import llama_cpp
+            self._measure(setting, checkpoint, engine)
+        finally:
+            engine.close()
 
-            self.llama_file = llama_cpp.bf16_file(Path(base))
-        except ImportError:
-            notify(
-                "llama.cpp is left out: pip install llama-cpp-python (or flexidepth[peers]) adds it"
+    def close(self) -> None:
+        """Give the peers' memory back."""
+        if self._peers is not None:
+            self._peers.close()
+
+    def _positions(self, checkpoint: Checkpoint) -> int:
+        """Most tokens of a sequence that any case needs."""
+        options = self.options
+        decoding = max(options.depths, default=0) + options.steps + 8
+        wanted = max(512, decoding, *options.prompts)
+        return min(wanted, int(checkpoint.config.max_position_embeddings))
+
+    def _measure(
+        self, setting: Setting, checkpoint: Checkpoint, engine: Engine | CudaEngine
+    ) -> None:
+        options, config = self.options, checkpoint.config
+        bandwidth = self._bandwidth(setting)
+        plans = make_plans(options.routing, options.check_fits(config), config)
+        # The model's own routing says nothing about fillers.
+        text = text_ids(checkpoint) if options.routing == "model" else None
+        if options.peers:
+            self._choose_peers(setting, checkpoint)
+        self._memory(setting, checkpoint)
+        for batch in options.batches if options.steps else ():
+            for depth in options.depths:
+                self.notify(f"decode, {batch} x tg{options.steps} @ d{depth}")
+                peers = self._peers if batch == 1 else None
+                others = OtherPrograms()
+                rows = measure_decode(
+                    engine,
+                    plans,
+                    peers=peers.decode_cases(depth) if peers else (),
+                    batch=batch,
+                    depth=depth,
+                    rounds=options.rounds,
+                    steps=options.steps,
+                    text=text,
+                    setting=setting,
+                    bandwidth=bandwidth,
+                    spent=self.spent,
+                )
+                self._finish(rows, others, engine, setting, [dense_plan(), *plans], peers)
+        for tokens in filter(None, options.prompts):
+            self.notify(f"prompt, pp{tokens}")
+            shares = self._prompt_plans(checkpoint, plans)
+            others = OtherPrograms()
+            rows = measure_prompt(
+                engine,
+                tokens,
+                shares,
+                peers=self._peers.prompt_cases(tokens) if self._peers else (),
+                rounds=_PROMPT_ROUNDS,
+                text=text,
+                setting=setting,
+                spent=self.spent,
             )
+            self._finish(rows, others, engine, setting, [dense_plan(), *shares], self._peers)
+        if options.breakdown and isinstance(engine, Engine) and options.steps:
+            self._breakdown(engine, setting)
 
-    def decode(self, threads: int) -> list[Case]:
-        """One case per peer."""
-        from .peers import llama_cpp, transformers_eager
+    def _choose_peers(self, setting: Setting, checkpoint: Checkpoint) -> None:
+        """The peers of the setting before, where they are the same but for their threads."""
+        key = setting.model, setting.device, setting.dtype
+        if self._peers is None or self._peers.key != key:
+            self.close()
+            self._peers = PeerSet(self.options, checkpoint, setting, self.notify)
+        self._peers.choose(setting.threads)
 
-        depth = self.options.depth
-        cases = [
-            transformers_eager.decode_case(model, depth, threads) for model in self.transformers
-        ]
-        if self.llama_file is not None:
-            model = llama_cpp.load(self.llama_file, threads, depth + self.options.steps + SPARE)
-            cases.append(llama_cpp.decode_case(model, depth))
-        return cases
+    def _prompt_plans(self, checkpoint: Checkpoint, plans: list[Plan]) -> list[Plan]:
+        """Shares of the routed layers; with the model's own or a recorded routing what decoding takes, too."""
+        options, routed = self.options, checkpoint.config.num_routed_layers
+        if options.routing not in ("random", "fixed"):
+            return plans
+        skips = list(dict.fromkeys(round(share * routed) for share in options.shares))
+        return make_plans(options.routing, skips, checkpoint.config)
 
-    def prompt(self, threads: int) -> list[Case]:
-        """One case per peer."""
-        from .peers import llama_cpp, transformers_eager
+    def _finish(
+        self,
+        rows: list[BenchRow],
+        others: OtherPrograms,
+        engine: Engine | CudaEngine,
+        setting: Setting,
+        plans: Sequence[Plan],
+        peers: PeerSet | None,
+    ) -> None:
+        """Add what is known of rows beside their times, and keep them."""
+        cores = others.cores()
+        if cores is not None and cores > 0.1:
+            self.notify(f"warning: other programs used {cores:.2f} processors meanwhile")
+        by_name = {plan.name: plan for plan in plans}
+        memory = self.memory.get(f"{setting.model}, {setting.dtype_name}")
+        done = []
+        for row in rows:
+            known: dict[str, Any] = {"others_cores": cores}
+            if not row.peer:
+                if memory is not None and setting.device == "cpu":
+                    known["peak_mb"] = memory["peak_bytes"] / 1e6
+                if self.options.accuracy:
+                    answers = self._accuracy(setting, engine, by_name[row.name])
+                    known["logits_rmse"], known["gate_agreement"] = answers
+            done.append(dataclasses.replace(row, **known))
+        if peers is not None:
+            done += [
+                dataclasses.replace(rows[0], **_NO_FIGURES, name=name, peer=True, said=reason)
+                for name, reason in peers.reasons.items()
+            ]
+        self._add(done)
 
-        tokens = self.options.prompt
-        cases = [
-            transformers_eager.prompt_case(model, tokens, threads) for model in self.transformers
-        ]
-        if self.llama_file is not None:
-            model = llama_cpp.load(self.llama_file, threads, tokens)
-            cases.append(llama_cpp.prompt_case(model, tokens))
-        return cases
+    def _add(self, rows: list[BenchRow]) -> None:
+        self.rows += rows
+        self.keep(rows)
 
-
-def render(result: BenchResult, kind: str) -> str:
-    """The result as "md", "csv" or "json"."""
-    if kind == "json":
-        return json_text(result.to_dict(), indent=1)
-    parts = []
-    if result.decode:
-        # llama-bench's words: tg = tokens generated, pp = prompt processed, d = depth of the cache.
-        title = f"tg{len(result.decode[0].samples)} @ d{result.header['depth']}"
-        parts.append(_table(result.decode, DECODE_COLUMNS, title, kind))
-    if result.prompt:
-        parts.append(_table(result.prompt, PROMPT_COLUMNS, f"pp{result.prompt[0].tokens}", kind))
-    if kind == "md":
-        parts.insert(0, _preamble(result.header))
-        parts += _postscript(result.header)
-    return "\n\n".join(parts)
-
-
-def _table(rows: Sequence[Any], columns: Columns, title: str, kind: str) -> str:
-    """The rows with `title` over their names."""
-    (field, _, spec), *rest = columns
-    titled = [(field, title, spec), *rest]
-    return markdown(rows, titled) if kind == "md" else csv_text(rows, titled).rstrip()
-
-
-def _preamble(header: dict[str, Any]) -> str:
-    machine = header["machine"]
-    bandwidth = ", ".join(
-        f"{v:.1f} GB/s with {k} threads" for k, v in header["read_bandwidth_gb_per_s"].items()
-    )
-    return (
-        f"{header['model']} in {header['dtype']} on {machine['cpu']}, {machine['cores']} cores "
-        f"({header['isa']}), {machine['memory_gb']} GB, {machine['system']}; {header['routed_layers']} of "
-        f"{header['num_layers']} layers routed, "
-        f"{header['depth']} tokens in the cache.\nRead bandwidth: {bandwidth}. Load before and after: "
-        f"{_load(header['load_before'])}, {_load(header['load_after'])}.\nCommand: `{header['command']}`; "
-        f"commit {machine['commit']}; {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}."
-    )
-
-
-def _load(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "not known"
-
-
-def _postscript(header: dict[str, Any]) -> list[str]:
-    parts = []
-    if (a := header["accuracy"]) is not None:
-        parts.append(
-            f"Against the float32 reference on {a['tokens']} tokens: RMS error of the logits "
-            f"{a['logits_rmse']:.4f} on the same decisions; every layer run {a['engine_dense_rmse']:.4f} "
-            f"(transformers in the same type {a['torch_rmse']:.4f}), same first choice for "
-            f"{a['top1_agreement']:.1%} of the tokens. Gates: {a['gate_agreement']:.3%} of {a['decisions']} "
-            f"decisions equal, {a['gate_agreement_outside']:.3%} of those farther than {a['margin']} from the "
-            f"threshold; largest difference {a['gate_max_error']:.4f}."
+    def _said(self, setting: Setting, reason: str) -> BenchRow:
+        """A row in place of all that a setting would have had."""
+        self.notify(f"left out: {reason}")
+        options = self.options
+        kind = DECODE if options.steps else PROMPT
+        test = f"tg{options.steps}" if options.steps else f"pp{options.prompts[0]}"
+        return BenchRow(
+            **setting.fields(),
+            batch=options.batches[0],
+            kind=kind,
+            test=test,
+            name=DENSE,
+            said=reason,
         )
-    if (m := header["memory"]) is not None:
-        parts.append(
-            f"Loading (files warm): {m['load_s']:.2f} s. Peak memory while loading and generating "
-            f"{m['prompt_tokens']} + {m['new_tokens']} "
-            f"tokens: {m['peak_bytes'] / 1e6:.0f} MB above the imports, "
-            f"{m['peak_over_weights_and_cache']:.2f} x weights ({m['weight_bytes'] / 1e6:.0f} MB) and cache "
-            f"({m['cache_bytes'] / 1e6:.0f} MB)."
-        )
-    return parts
+
+    def _bandwidth(self, setting: Setting) -> float:
+        key = setting.device if setting.threads is None else f"{setting.threads} threads"
+        if key not in self.bandwidth:
+            if setting.threads is not None:
+                self.bandwidth[key] = read_bandwidth(setting.threads)
+            else:
+                from .gpu.timing import copy_bandwidth
+
+                self.bandwidth[key] = copy_bandwidth() / 1e9
+        return self.bandwidth[key]
+
+    def _accuracy(
+        self, setting: Setting, engine: Engine | CudaEngine, plan: Plan
+    ) -> tuple[float, float | None]:
+        """Of a plan; threads and batches change no bit of it."""
+        name = f"{setting.model}, {setting.dtype_name}, {setting.device}"
+        key = name, plan.name
+        if key not in self._answers:
+            self.notify(f"accuracy: {plan.name}")
+            checkpoint = self.checkpoints[setting.model]
+            if self._reference is None or self._reference.checkpoint is not checkpoint:
+                self._reference = Reference(checkpoint)
+            if name not in self.accuracy and engine.num_routed:
+                self.accuracy[name] = self._reference.summary(engine).to_dict()
+            self._answers[key] = self._reference.compare(engine, plan)
+        return self._answers[key]
+
+    def _memory(self, setting: Setting, checkpoint: Checkpoint) -> None:
+        """Measured once for a model and a type; what goes wrong there costs no row."""
+        from .memory import measure_memory
+
+        key = f"{setting.model}, {setting.dtype_name}"
+        wanted = self.options.memory and setting.device == "cpu"
+        if key in self.memory or not wanted or setting.model.startswith(RANDOM):
+            return
+        self.notify("memory, in a process of its own")
+        try:
+            # by its path: the same file, and nothing is fetched again
+            self.memory[key] = measure_memory(checkpoint.source, setting.dtype_name)
+        except FlexiDepthError as error:
+            self.memory[key] = None
+            self.notify(str(error))
+
+    def _breakdown(self, engine: Engine, setting: Setting) -> None:
+        from .breakdown import measure_breakdown
+
+        run, skipped = make_plans("fixed", [0, engine.num_routed], engine.config)
+        for depth in self.options.depths:
+            self.notify(f"where the time of a token goes, d{depth}")
+            dense = next(
+                row
+                for row in self.rows
+                if row.name == DENSE
+                and row.test == f"tg{self.options.steps} @ d{depth}"
+                and (row.model, row.device, row.dtype, row.threads)
+                == (setting.model, setting.device, setting.dtype_name, setting.threads)
+            )
+            assert dense.work is not None
+            found = measure_breakdown(engine, run, skipped, depth, dense.work)
+            self.breakdown.append(found.to_dict())
 
 
-def write_results(result: BenchResult, directory: Path) -> list[Path]:
-    """JSON with every sample, Markdown, and the plot where matplotlib is installed: all of them or none.
-
-    SaveError where the directory cannot be written to. See `replace_results` for what becomes of older results.
-    """
-
-    def write(folder: Path) -> None:
-        for name, kind in (("bench.json", "json"), ("bench.md", "md")):
-            (folder / name).write_text(render(result, kind) + "\n", encoding="utf-8")
-        if result.decode:
-            from flexidepth.errors import FlexiDepthError
-            from flexidepth.plots import save_figure, speed_figure
-
-            # Without matplotlib the figures are still in the JSON; `flexidepth plot` draws them later.
-            with suppress(FlexiDepthError):
-                save_figure(speed_figure(result.to_dict()), folder / "decode.svg")
-
-    return replace_results(directory, write)
+_NO_FIGURES: dict[str, Any] = {
+    f.name: f.default
+    for f in dataclasses.fields(BenchRow)
+    if f.default is not dataclasses.MISSING and f.name not in ("peer", "said")
+} | {"over_peers": {}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,33 +13,44 @@ SETTLE_S = 0.25
 
 @dataclass
 class Case:
-    """One alternative: `start` prepares a block, `step` is timed once per sample."""
+    """One alternative: `start` prepares a block, `step` is timed once per sample, `after` follows it untimed.
+
+    spins: its threads may still be busy when a step is over, so what comes next waits for them.
+    """
 
     name: str
     step: Callable[[], None]
     start: Callable[[], None] = lambda: None
     samples: list[float] = field(default_factory=list)
+    after: Callable[[], None] = lambda: None
+    spins: bool = True
+    blocks: list[int] = field(default_factory=list)
 
     @property
     def median(self) -> float:
         """Seconds."""
         return statistics.median(self.samples)
 
-    @property
-    def mean(self) -> float:
-        """Seconds."""
-        return statistics.fmean(self.samples)
+
+@dataclass
+class Spent:
+    """Seconds of a measurement: in timed steps; between them, which is the harness; in all else (warm-up, filling of
+    caches, pauses)."""
+
+    timed: float = 0.0
+    between: float = 0.0
+    preparing: float = 0.0
+
+    def add(self, other: Spent) -> None:
+        """Count another measurement's too."""
+        self.timed += other.timed
+        self.between += other.between
+        self.preparing += other.preparing
 
     @property
-    def deviation(self) -> float:
-        """Standard deviation, seconds."""
-        return statistics.stdev(self.samples) if len(self.samples) > 1 else 0.0
-
-    @property
-    def p99(self) -> float:
-        """Seconds."""
-        ordered = sorted(self.samples)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    def harness_share(self) -> float:
+        """Of the time from the first timed step of a block to its last, what was not in a step."""
+        return self.between / max(self.timed + self.between, 1e-12)
 
 
 def alternate(
@@ -51,30 +61,35 @@ def alternate(
     warmup: int = 2,
     settle: float = SETTLE_S,
     progress: Callable[[str], None] | None = None,
-) -> None:
+) -> Spent:
     """Time `steps` steps of each case, spread over `rounds` turns through all cases.
 
-    A block starts with `warmup` steps that are not counted, after a pause that lets the threads of the case
-    before it go to sleep.
+    A block starts with `warmup` steps that are not counted, after a pause where the threads of the case
+    before it may need one to go to sleep.
     """
+    spent = Spent()
+    spinning = True  # what ran before all this is not known
     for number in range(rounds):
         block = (number + 1) * steps // rounds - number * steps // rounds
         for case in cases:
             if progress is not None:
                 progress(f"round {number + 1}/{rounds}: {case.name}")
+            begin = time.perf_counter()
             case.start()
-            time.sleep(settle)
+            if spinning:
+                time.sleep(settle)
             for _ in range(warmup):
                 case.step()
+                case.after()
+            first = time.perf_counter()
             for _ in range(block):
-                begin = time.perf_counter()
+                before = time.perf_counter()
                 case.step()
-                case.samples.append(time.perf_counter() - begin)
-
-
-def load_average() -> float:
-    """One-minute load of the machine; nan where the system does not say."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return float("nan")
+                case.samples.append(time.perf_counter() - before)
+                case.after()
+            last = time.perf_counter()
+            case.blocks.append(block)
+            inside = sum(case.samples[len(case.samples) - block :])
+            spent.add(Spent(inside, last - first - inside, first - begin))
+            spinning = case.spins
+    return spent

@@ -1,8 +1,9 @@
 """Decoding without the host: a token is one graph, and the host reads one step behind.
 
 A graph holds a whole step, from the embedding to the draw and to the next position. Everything that changes between
-steps (tokens, positions, page tables, thresholds, masks) lies in device memory that the graph reads, so a graph is
-captured once for each number of sequences, each doubling of the context and each way to route and to draw.
+steps or runs (tokens, positions, page tables, thresholds, masks, how a token is drawn) lies in device memory that the
+graph reads, so a graph is captured once for each number of sequences, each doubling of the context and each way to
+route.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .cuda_cache import PAGE_TOKENS, CudaKVCache
+from .cuda_tensors import pack_sampling
 from .errors import ShapeError, ValueOutOfRangeError
 from .forward_arguments import ROUTING
 
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 
 RING = 4  # steps whose results the host may still have to read
 _MOST_GRAPHS = 16
+_UNREAD = (
+    0.0,
+    0,
+    1.0,
+    0.0,
+)  # temperature, top_k, top_p and min_p of a launch that finds them in device memory
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,10 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+
+    def packed(self, vocab: int) -> Tensor:
+        """For the kernel."""
+        return pack_sampling(self.temperature, self.top_k, self.top_p, self.min_p, vocab)
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class DecodeState:
         self.step = room(1, dtype=i64)
         self.thresholds, self.mask = room(routed, dtype=f32), room(rows, routed, dtype=u8)
         self.logits = room(rows, engine.vocab_size, dtype=f32)
+        self.sampling = room(4, dtype=i32)
         self.logprobs, self.faults = room(rows, dtype=f32), room(rows, dtype=i32)
         self.gates, self.ran = room(rows, routed, dtype=f32), room(rows, routed, dtype=u8)
         self.ring_tokens, self.ring_faults = (host(RING, rows, dtype=i32) for _ in range(2))
@@ -87,21 +100,19 @@ class DecodeState:
         self.ring_gates = host(RING, rows, routed, dtype=f32)
         self.ring_ran = host(RING, rows, routed, dtype=u8)
         self.host_masks = [host(rows, routed, dtype=u8) for _ in range(RING)]
-        self._graphs: OrderedDict[tuple[int, int, Sampling], Graph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, int], Graph] = OrderedDict()
 
-    def graph(self, pages: int, routing: int, sampling: Sampling) -> Graph:
+    def graph(self, pages: int, routing: int) -> Graph:
         """The step over a context of up to `pages` pages, rounded up to a power of two."""
         bucket = min(1 << (pages - 1).bit_length(), self.engine.decode_scratch.pages)
-        key = bucket, routing, sampling
+        key = bucket, routing
         if self.engine.check:
-            return _Uncaptured(lambda: self._launch(bucket, routing, sampling))
+            return _Uncaptured(lambda: self._launch(bucket, routing))
         if key not in self._graphs:
             # A capture may run the step to load its kernels, and a run moves everything on.
             kept = [self.tokens, self.positions, self.draws, self.step]
             before = [tensor.clone() for tensor in kept]
-            self._graphs[key] = self.engine.runtime.capture(
-                lambda: self._launch(bucket, routing, sampling)
-            )
+            self._graphs[key] = self.engine.runtime.capture(lambda: self._launch(bucket, routing))
             for tensor, value in zip(kept, before, strict=True):
                 tensor.copy_(value)
             if len(self._graphs) > _MOST_GRAPHS:
@@ -109,7 +120,7 @@ class DecodeState:
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
-    def _launch(self, pages: int, routing: int, sampling: Sampling) -> None:
+    def _launch(self, pages: int, routing: int) -> None:
         engine, module = self.engine, self.engine.runtime.module
         stream, rows = engine.runtime.stream, self.rows
         engine.native.run(
@@ -136,16 +147,14 @@ class DecodeState:
         module.sample(
             stream,
             module.Rows(self.logits.data_ptr(), rows, engine.vocab_size),
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
-            sampling.min_p,
+            *_UNREAD,
             self.seeds.data_ptr(),
             self.draws.data_ptr(),
             self.tokens.data_ptr(),
             self.logprobs.data_ptr(),
             self.faults.data_ptr(),
             engine.check,
+            self.sampling.data_ptr(),
         )
         read = self.tokens, self.logprobs, self.faults, self.gates, self.ran
         moved = self.positions, self.draws, self.step
@@ -187,7 +196,7 @@ class DecodeRun:
         if len(seeds) != len(caches):
             raise ShapeError(f"engine: {len(seeds)} seeds for {len(caches)} sequences")
         self._engine, self._state, self._caches = engine, state, list(caches)
-        self._sampling, self._routing = sampling, ROUTING[routing]
+        self._routing = ROUTING[routing]
         self._forced = routing in ("forced", "forced_hard")
         self._queued: deque[Callable[[], None]] = deque()
         self._launched = self._collected = 0
@@ -196,6 +205,7 @@ class DecodeRun:
         state.tokens.copy_(token_ids)
         state.positions.copy_(lengths)
         state.draws.copy_(lengths + 1)
+        state.sampling.copy_(sampling.packed(engine.vocab_size))
         state.seeds.copy_(torch.tensor(list(seeds), dtype=torch.int64))
         state.tables.copy_(torch.tensor([cache.table.data_ptr() for cache in caches]))
         state.thresholds.copy_(engine.thresholds if thresholds is None else thresholds)
@@ -239,7 +249,7 @@ class DecodeRun:
                     pinned.copy_(mask)
                     state.mask.copy_(pinned, non_blocking=True)
                 pages = max(cache.length for cache in self._caches) // PAGE_TOKENS + 1
-                state.graph(pages, self._routing, self._sampling).replay()
+                state.graph(pages, self._routing).replay()
                 self._queued.append(engine.runtime.mark())
             self._launched += 1
             for cache in self._caches:

@@ -37,6 +37,7 @@ MAX_DECODE_ROWS = 8  # sequences of a decoding step
 _MAX_HEAD_DIM = 128
 _OWN_ROWS = 64  # rows beyond which torch multiplies: what our kernels take at a time
 _MAX_ROWS = 65535  # of a grid's last axis
+_PROMPT_SCRATCH = 256 << 20  # bytes that a prompt's scratch may take, if 8 rows fit
 
 
 class Scratch:
@@ -61,7 +62,7 @@ class CudaEngine:
             tensors raise.
         dtype: torch.bfloat16, torch.float16 or torch.float32, for matrices and cache. Norms, biases and the router
             are float32.
-        max_rows: most tokens in one pass; scratch memory grows with it.
+        max_rows: most tokens in one pass; scratch memory grows with it, up to 256 MB for prompts.
         max_length: most tokens of a sequence; None = the model's positions.
         strict_router: keep W_dec and W_head apart instead of folding them into one vector.
         overlap: let kernels begin while those before them end (programmatic dependent launch); None = where the
@@ -129,8 +130,7 @@ class CudaEngine:
             )
             pages = -(-self.max_length // PAGE_TOKENS)
             self.decode_scratch = Scratch(self, MAX_DECODE_ROWS, pages, prompt=False)
-            own = max_rows if dtype == torch.float32 else min(max_rows, self.own_rows)
-            self._prompt_scratch = Scratch(self, own, pages, prompt=True)
+            self._prompt_scratch = Scratch(self, self._rows_at_once(pages), pages, prompt=True)
         self.native.finish_loading()
         self._decoding: dict[int, DecodeState] = {}  # by number of sequences
 
@@ -207,37 +207,82 @@ class CudaEngine:
         sequences = torch.arange(len(caches), dtype=torch.int32).repeat_interleave(
             torch.tensor(counts)
         )
-        tables = torch.tensor([cache.table.data_ptr() for cache in caches], dtype=torch.int64)
-        forced = None if mask is None or not mask.numel() else mask.to(device)
-        # Inputs live until the copies of the results, which wait for the kernels, are done.
-        inputs = [t.to(device) for t in (token_ids, positions, sequences, tables, logits_rows)]
-        taus = self.thresholds if thresholds is None else thresholds.to(device)
-        f32 = torch.float32
-        logits = torch.empty(logits_rows.shape[0], self.vocab_size, dtype=f32, device=device)
-        gates = torch.full((rows, self.num_routed), torch.nan, dtype=f32, device=device)
-        ran = torch.ones(rows, self.num_routed, dtype=torch.uint8, device=device)
+        tables = torch.tensor([cache.table.data_ptr() for cache in caches]).to(device)
         pages = int(positions.max()) // PAGE_TOKENS + 1
-        if torch_multiplies(self, rows):
-            chosen = self.config.router_thresholds if thresholds is None else thresholds.tolist()
-            passing = PromptPass(
-                self,
-                PromptRows(inputs[0], inputs[1], inputs[2], inputs[3], pages),
-                PromptRouting(routing, forced, [float(t) for t in chosen], gates, ran),
-            )
-            passing.run()
-            return StepResult(passing.logits(inputs[4]).cpu(), gates.cpu(), ran.cpu())
         prompt = rows > len(caches) or rows > MAX_DECODE_ROWS
         scratch = self._prompt_scratch if prompt else self.decode_scratch
+        by_torch = torch_multiplies(self, rows)
+        parts = []  # what each piece gave, and which of the wanted logits are its own
+        for start in range(0, rows, rows if by_torch else scratch.rows):
+            piece = slice(start, start + (rows if by_torch else scratch.rows))
+            own = ((logits_rows >= start) & (logits_rows < piece.stop)).nonzero().flatten()
+            wanted = (logits_rows[own] - start).to(device)
+            ids, places, numbers = (t[piece].to(device) for t in (token_ids, positions, sequences))
+            batch = PromptRows(ids, places, numbers, tables, pages)
+            forced = None if mask is None or not mask.numel() else mask[piece].to(device)
+            if by_torch:
+                part = self._pass_of_torch(batch, routing, forced, thresholds, wanted)
+            else:
+                part = self._own_pass(batch, scratch, prompt, routing, forced, thresholds, wanted)
+            parts.append((own, part))
+        if len(parts) == 1:
+            return parts[0][1]
+        logits = torch.empty(logits_rows.shape[0], self.vocab_size, device="cpu")
+        for own, part in parts:
+            logits[own] = part.logits
+        gates, ran = (torch.cat([getattr(p, name) for _, p in parts]) for name in ("gates", "ran"))
+        return StepResult(logits, gates, ran)
+
+    def _decisions(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Gates and decisions [rows, routed layers] of a pass, as they stay where every layer runs."""
+        shape, device = (rows, self.num_routed), self.device
+        gates = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
+        return gates, torch.ones(shape, dtype=torch.uint8, device=device)
+
+    def _pass_of_torch(
+        self,
+        batch: PromptRows,
+        routing: str,
+        forced: Tensor | None,
+        thresholds: Tensor | None,
+        wanted: Tensor,
+    ) -> StepResult:
+        chosen = self.config.router_thresholds if thresholds is None else thresholds.tolist()
+        gates, ran = self._decisions(len(batch.token_ids))
+        passing = PromptPass(
+            self, batch, PromptRouting(routing, forced, [float(t) for t in chosen], gates, ran)
+        )
+        passing.run()
+        return StepResult(passing.logits(wanted).cpu(), gates.cpu(), ran.cpu())
+
+    def _own_pass(
+        self,
+        batch: PromptRows,
+        scratch: Scratch,
+        prompt: bool,
+        routing: str,
+        forced: Tensor | None,
+        thresholds: Tensor | None,
+        wanted: Tensor,
+    ) -> StepResult:
+        # Inputs live until the copies of the results, which wait for the kernels, are done.
+        rows, device = len(batch.token_ids), self.device
+        taus = self.thresholds if thresholds is None else thresholds.to(device)
+        gates, ran = self._decisions(rows)
+        logits = torch.empty(len(wanted), self.vocab_size, dtype=torch.float32, device=device)
         self.native.run(
             self.runtime.stream,
             rows,
             prompt,
-            *(t.data_ptr() for t in inputs[:4]),
-            pages,
+            batch.token_ids.data_ptr(),
+            batch.positions.data_ptr(),
+            batch.sequences.data_ptr(),
+            batch.tables.data_ptr(),
+            batch.max_pages,
             ROUTING[routing],
             0 if forced is None else forced.data_ptr(),
             taus.data_ptr(),
-            inputs[4].data_ptr(),
+            wanted.data_ptr(),
             logits.shape[0],
             logits.data_ptr(),
             gates.data_ptr(),
@@ -247,6 +292,14 @@ class CudaEngine:
             self.check,
         )
         return StepResult(logits.cpu(), gates.cpu(), ran.cpu())
+
+    def _rows_at_once(self, pages: int) -> int:
+        """Rows of a prompt that our own kernels take at a time. Beyond 64 of half precision torch multiplies; of
+        float32 the scratch decides, since attention's grows with rows times pages."""
+        if self.dtype != torch.float32:
+            return min(self.max_rows, self.own_rows)
+        eight: int = self.native.scratch_bytes(8, pages, True)
+        return min(self.max_rows, 8 * max(1, _PROMPT_SCRATCH // eight))
 
     def sample(
         self,

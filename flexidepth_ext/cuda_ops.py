@@ -394,10 +394,11 @@ class CudaOps:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        settings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One token of each row of logits [rows, vocab]; see csrc/ops/sample.h.
 
-        seeds, positions: int64 [rows].
+        seeds, positions: int64 [rows]. settings: `pack_sampling`, on the device, in place of the four numbers.
 
         Returns:
             Tokens int32, their log-probabilities float32, and faults int32 (1 = a NaN logit, 2 = none is finite).
@@ -425,6 +426,7 @@ class CudaOps:
                 tokens.data_ptr(),
                 logprobs.data_ptr(),
                 faults.data_ptr(),
+                settings=call.vector("settings", settings, 4, torch.int32),
             )
         return tokens, logprobs, faults
 

@@ -105,6 +105,13 @@ class PagedCache:
         )
 
 
+def pack_sampling(temperature: float, top_k: int, top_p: float, min_p: float, vocab: int) -> Tensor:
+    """A draw's filters as a kernel finds them in device memory: int32 [4], SampleSettings of csrc/ops/sample.h."""
+    values = torch.tensor([temperature, top_p, min_p], dtype=torch.float32, device="cpu")
+    kept = torch.tensor([min(top_k, vocab)], dtype=torch.int32, device="cpu")
+    return torch.cat([values.view(torch.int32), kept])
+
+
 @dataclass(frozen=True)
 class AttentionWorkspace:
     """What attention needs beside its arguments: scratch float32, and counters int32, all 0 before and after."""

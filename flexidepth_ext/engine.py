@@ -78,7 +78,7 @@ class Engine:
         num_threads: None = the processors that affinity mask and cgroup quota leave.
         max_rows: most tokens in one pass; scratch memory grows with it.
         strict_router: keep W_dec and W_head apart instead of folding them into one vector.
-        isa: "generic", "avx2", "avx512", "avx512bf16" (rounds activations to bfloat16 where weights are
+        isa: "generic", "avx2", "avx512", "avx512bf16" and "amx" (round activations to bfloat16 where weights are
             bfloat16) or None for the last of these that runs here (FLEXIDEPTH_ISA overrides).
     """
 
@@ -251,6 +251,15 @@ class Engine:
             logprobs.data_ptr(),
         )
         return tokens, logprobs
+
+    def record_times(self, on: bool = True) -> None:
+        """From now on count where the time of passes goes, beginning at 0; or stop."""
+        self._native.record_times(on)
+
+    def times(self) -> dict[str, float]:
+        """Seconds of the recorded passes by part: inputs (norm, [Q or router; K; V], cache), gate, queries, attention,
+        output, feed_forward, adapter, head, other; those of routed layers begin with "routed."."""
+        return dict(self._native.times())
 
     def close(self) -> None:
         """Give the memory of weights and scratch back at once. Calling it twice is fine."""

@@ -15,7 +15,7 @@ from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.cuda_runtime import Runtime
 from flexidepth_ext.engine import Engine
 
-from .models import random_weights
+from ..models import random_weights
 
 _MARGIN = 0.02  # of gates around the threshold, where decisions may differ
 _SETTLED = 0.999  # share of the other decisions that must agree

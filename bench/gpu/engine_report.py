@@ -11,6 +11,7 @@ from flexidepth.plots import new_figure
 from .engine_check import EngineCheck
 from .engine_peers import PeerRow
 from .engine_timing import DecodeRow, PromptRow
+from .predictions import Beside, span
 
 
 @dataclass
@@ -86,6 +87,24 @@ def engine_lines(report: EngineReport) -> list[str]:
         lines.append(
             f"| {p.tokens} | {share} | {p.seconds:.4f} | {p.tokens_per_second:.0f} | {p.teraflops:.1f} "
             f"| {p.speedup:.3f} | {p.ideal:.3f} |"
+        )
+    return lines
+
+
+def prediction_lines(rows: Sequence[Beside]) -> list[str]:
+    """A table of predictions beside what was measured; nothing where there are none."""
+    if not rows:
+        return []
+    lines = [
+        "",
+        "| batch 1, context | layers skipped | assumed | ms, predicted | ms, measured | measured / predicted |",
+        "|--:|--:|---|--:|--:|--:|",
+    ]
+    for r in rows:
+        ratio = r.measured_ms / r.ms_high, r.measured_ms / r.ms_low
+        lines.append(
+            f"| {r.context} | {_skipped(r.skipped)} | {r.assumed} | {span((r.ms_low, r.ms_high), 3)} "
+            f"| {r.measured_ms:.3f} | {span(ratio, 2)} |"
         )
     return lines
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.cuda_runtime import CudaRuntime, Runtime
 
+from ..models import model_config, random_weights
 from .engine_check import EngineCheck, check_engine
 from .engine_peers import time_peers
 from .engine_report import EngineReport
 from .engine_timing import time_decode, time_prompts
-from .models import model_config, random_weights
 
 _CONTEXTS = (128, 4096)
 _BATCHES = (1, 2, 4, 8)
@@ -33,6 +34,7 @@ def run(
     reports: list[EngineReport],
     save: Callable[[], object],
     *,
+    gpt_fast: Path | None = None,
     make_runtime: Callable[[], Runtime] = CudaRuntime,
     checked: Sequence[str] = ("tiny", "smollm2-135m"),
     check_tokens: int = 256,
@@ -43,8 +45,8 @@ def run(
 ) -> None:
     """Check, and, if the checks are good, time each model, without and, where the device can, with overlap.
 
-    Peers come last. checks, reports: filled as results come, and `save` is called after each: nothing is lost to what
-    comes later.
+    Peers come last; gpt_fast: a checkout of it, timed among them. checks, reports: filled as results come, and `save`
+    is called after each: nothing is lost to what comes later.
     """
     for name in checked:
         for dtype in (torch.bfloat16, torch.float16):
@@ -66,7 +68,9 @@ def run(
         if not report.overlap:
             notify(f"peers: {report.model}")
             config, device = model_config(report.model), make_runtime().device
-            report.peers = time_peers(config, torch.bfloat16, device, contexts[0])
+            report.peers = time_peers(
+                config, torch.bfloat16, device, contexts[0], gpt_fast=gpt_fast
+            )
             save()
 
 

@@ -15,7 +15,7 @@ from flexidepth_ext.cuda_decode import Sampling
 from flexidepth_ext.cuda_engine import CudaEngine
 
 from ..ideal import flops_of_prompt
-from .models import skip_masks, step_bytes
+from ..models import skip_masks, step_bytes
 
 WARM_UP = 8  # steps that are not counted: graphs are captured in them
 

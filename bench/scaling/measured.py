@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 from flexidepth.config import FlexiDepthConfig
 from flexidepth.errors import CheckpointError, FlexiDepthError
 
-from ..gpu.models import NAMES, model_config
 from ..ideal import flops_of_prompt, ideal_speedup
+from ..models import NAMES, model_config
+from ..results_file import FORMAT_1, bandwidth_of, rows_of
+from ..rows import DECODE, BenchRow
 from ..run import FORMAT
 from .devices import (
     CPU_LATENCY,
@@ -81,54 +83,46 @@ def read_measured(results: Path) -> Measured:
 
 
 def _of_bench(content: dict[str, Any], folder: str) -> Iterator[Series]:
-    """Decoding and prompts of each number of threads; peers are not ours to predict."""
-    if content["format"] != FORMAT:
+    """Decoding and prompts of one sequence on the CPU, each group of rows by itself; peers are not ours to predict."""
+    if content["format"] not in (FORMAT, FORMAT_1):
         raise CheckpointError(f"its format is {content['format']!r}; wanted {FORMAT!r}")
-    dtype = content["dtype"]
-    if dtype not in _PRECISIONS:
-        raise CheckpointError(f"its type is {dtype!r}; wanted one of {', '.join(_PRECISIONS)}")
-    precision = _PRECISIONS[dtype]
-    config = _measured_config(content, round(precision.weight_bytes))
-    routed = config.num_routed_layers
-    for key, bandwidth in content["read_bandwidth_gb_per_s"].items():
-        threads = int(key)
-        words = f"{threads} thread{'s' if threads > 1 else ''}"
-        setting = Setting(folder, content["model"], dtype, words)
-        steps = [
-            Row(row["name"], row["skipped"], row["ms_median"] / 1e3, _spread(row["samples"]))
-            for row in content["decode"]
-            if row["threads"] == threads and _is_ours(row, "skipped")
-        ]
-        if steps:
+    groups: dict[tuple[Any, ...], list[BenchRow]] = {}
+    for row in rows_of(content):
+        measured = row.ms_median is not None and row.device == "cpu" and row.batch == 1
+        if measured and not row.peer:
+            groups.setdefault(row.group, []).append(row)
+    bandwidth = bandwidth_of(content)
+    for rows in groups.values():
+        first = rows[0]
+        if first.dtype not in _PRECISIONS:
+            raise CheckpointError(
+                f"its type is {first.dtype!r}; wanted one of {', '.join(_PRECISIONS)}"
+            )
+        precision = _PRECISIONS[first.dtype]
+        config = _measured_config(first.model, rows, round(precision.weight_bytes))
+        threads = first.threads
+        words = f"{threads} thread{'s' if threads != 1 else ''}"
+        setting = Setting(folder, first.model, first.dtype, words)
+        if first.kind == DECODE:
             latency = ONE_THREAD if threads == 1 else CPU_LATENCY
-            machine = Machine(bandwidth, CPU_SHARE, CPU_PHASES, latency)
-            context = content["depth"]
+            machine = Machine(bandwidth[f"{threads} threads"], CPU_SHARE, CPU_PHASES, latency)
+            steps = [_row(row, row.skip_got) for row in rows]
+            context = _depth(first)
             yield decode_series(setting, steps, machine, config, precision, context=context)
-        prompts = [
-            row
-            for row in content["prompt"]
-            if row["threads"] == threads and _is_ours(row, "skip_share")
-        ]
-        if prompts:
-            rows = [
-                Row(
-                    row["name"],
-                    _share_got(row["skip_share"], routed),
-                    row["s_median"],
-                    _spread(row["samples"]),
-                )
-                for row in prompts
+        else:
+            routed = config.num_routed_layers
+            shares = [
+                _row(row, None if row.skip_got is None else row.skip_got / routed) for row in rows
             ]
-            yield prompt_series(setting, rows, config, prompts[0]["tokens"])
+            yield prompt_series(setting, shares, config, int(first.test.removeprefix("pp")))
 
 
-def _is_ours(row: dict[str, Any], key: str) -> bool:
-    return row["name"] == "dense" or row[key] is not None
+def _row(row: BenchRow, skipped: float | None) -> Row:
+    return Row(row.name, skipped, (row.ms_median or 0.0) / 1e3, _spread(list(row.samples)))
 
 
-def _share_got(share: float | None, routed: int) -> float | None:
-    """The share of whole layers that is skipped where `share` of them was asked."""
-    return None if share is None else round(share * routed) / routed
+def _depth(row: BenchRow) -> int:
+    return int(row.test.split("@ d")[1])
 
 
 def _spread(samples: list[float]) -> float | None:
@@ -139,27 +133,23 @@ def _spread(samples: list[float]) -> float | None:
     return (upper - lower) / 2 / middle
 
 
-def _measured_config(content: dict[str, Any], weight_bytes: int) -> FlexiDepthConfig:
-    """The model's configuration. Files do not name the adapters' width: it is that of the file's ideal line."""
-    name = content["model"]
+def _measured_config(name: str, rows: Sequence[BenchRow], weight_bytes: int) -> FlexiDepthConfig:
+    """The model's configuration. Files do not name the adapters' width: it is that of the rows' ideal line."""
     if name not in SHAPES:
         raise CheckpointError(f"its model is {name!r}; wanted one of {', '.join(SHAPES)}")
+    skipping = [row for row in rows if row.skip_got is not None]
     for factor in ADAPTER_FACTORS:
         config = shape_config(name, factor)
-        lines = [
-            (
-                ideal_speedup(
-                    config, row["skipped"], weight_bytes=weight_bytes, context=content["depth"]
-                ),
-                row["ideal"],
-            )
-            for row in content["decode"]
-            if row["skipped"] is not None
-        ]
-        for row in content["prompt"]:
-            if (got := _share_got(row["skip_share"], config.num_routed_layers)) is not None:
-                dense = flops_of_prompt(config, row["tokens"], 0.0, routers=False)
-                lines.append((dense / flops_of_prompt(config, row["tokens"], got), row["ideal"]))
+        lines = []
+        for row in skipping:
+            got = row.skip_got or 0.0
+            if row.kind == DECODE:
+                ours = ideal_speedup(config, got, weight_bytes=weight_bytes, context=_depth(row))
+            else:
+                tokens = int(row.test.removeprefix("pp"))
+                dense = flops_of_prompt(config, tokens, 0.0, routers=False)
+                ours = dense / flops_of_prompt(config, tokens, got / config.num_routed_layers)
+            lines.append((ours, row.ideal or 0.0))
         if all(math.isclose(ours, theirs, rel_tol=_SAME_LINE) for ours, theirs in lines):
             return config
     raise CheckpointError(

@@ -201,11 +201,11 @@ void lm_head(Address stream, const RowsArg& h, Address norm, float eps, const Ma
 
 void sample(Address stream, const RowsArg& logits, float temperature, int64_t top_k, float top_p,
             float min_p, Address seeds, Address positions, Address tokens, Address logprobs,
-            Address faults, bool check) {
-  cuda::sample(
-      {logits.read(), logits.width, temperature, top_k, top_p, min_p, at<const uint64_t>(seeds),
-       at<const int64_t>(positions), at<int32_t>(tokens), at<float>(logprobs), at<int32_t>(faults)},
-      {at<void>(stream), false, check});
+            Address faults, bool check, Address settings) {
+  cuda::sample({logits.read(), logits.width, temperature, top_k, top_p, min_p,
+                at<const uint64_t>(seeds), at<const int64_t>(positions), at<int32_t>(tokens),
+                at<float>(logprobs), at<int32_t>(faults), at<const SampleSettings>(settings)},
+               {at<void>(stream), false, check});
 }
 
 void register_arguments(py::module_& m) {
@@ -279,7 +279,7 @@ void register_cuda_ops(py::module_& m) {
   m.def("sample", &sample, Release(), py::arg("stream"), py::arg("logits"), py::arg("temperature"),
         py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("seeds"),
         py::arg("positions"), py::arg("tokens"), py::arg("logprobs"), py::arg("faults"),
-        py::arg("check") = false);
+        py::arg("check") = false, py::arg("settings") = 0);
 }
 
 }  // namespace flexidepth::bindings

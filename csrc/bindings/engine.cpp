@@ -4,6 +4,8 @@
 
 #include <pybind11/stl.h>
 
+#include <map>
+
 #include "bindings/address.h"
 #include "bindings/model_shape.h"
 #include "bindings/register.h"
@@ -65,6 +67,16 @@ void sample(Engine& engine, Address logits, int64_t rows, int64_t vocab, float t
               engine.context());
 }
 
+// {"routed.adapter": seconds, ...}; parts outside routed layers have no prefix.
+std::map<std::string, double> times(const Engine& engine) {
+  std::map<std::string, double> found;
+  for (size_t part = 0; part < kParts; ++part)
+    for (const bool routed : {false, true})
+      found[(routed ? "routed." : "") + std::string(kPartNames[part])] =
+          engine.times().seconds(part, routed);
+  return found;
+}
+
 }  // namespace
 
 void register_engine(py::module_& m) {
@@ -106,6 +118,8 @@ void register_engine(py::module_& m) {
       .def("sample", &sample, Release(), py::arg("logits"), py::arg("rows"), py::arg("vocab"),
            py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
            py::arg("seeds"), py::arg("positions"), py::arg("tokens"), py::arg("logprobs"))
+      .def("record_times", &Engine::record_times, py::arg("on"))
+      .def("times", &times, "Seconds of recorded passes by part; routed layers have a prefix.")
       .def("poison_scratch", &Engine::poison_scratch)
       .def("close", &Engine::close);
 }

@@ -23,7 +23,9 @@ constexpr int kPanel = 16;        // outputs in a panel
 constexpr int kGroup = 4;         // panels that one panel_dot call takes at most
 constexpr size_t kStep = 64;      // bytes of a panel's step
 constexpr int kMaxTileRows = 12;  // input rows that one panel_dot call takes at most
-constexpr int kMaxTile = kMaxTileRows * 2 * kPanel;  // floats in the largest output tile
+constexpr int kRoundedRows = 16;  // input rows that one rounded_dot call takes
+constexpr int64_t kRoundedInputs = 32;
+constexpr int kMaxTile = kRoundedRows * kGroup * kPanel;  // floats in the largest output tile
 
 constexpr size_t panel_bytes(DType dtype, int64_t k) {
   const auto inputs = static_cast<size_t>(k);
@@ -42,6 +44,16 @@ struct Panels {
 // in order: the result of an output never depends on rows or panels.
 using PanelDot = void (*)(const float* const* x, int rows, int64_t k, const Panels& w, int panels,
                           float* tile);
+
+// pairs[i] = x[2i], x[2i + 1] as bfloat16 in 32 bits; zeros behind k, up to a multiple of
+// kRoundedInputs inputs.
+using RoundRow = void (*)(const float* x, int64_t k, uint32_t* pairs);
+
+// As PanelDot for bfloat16 panels, with inputs that were rounded before: row m begins at
+// pairs + m * stride. Sixteen rows are read, of which those that are there count, and sixteen rows
+// of the tile are written. Here 1024 inputs are summed at a time.
+using RoundedDot = void (*)(const uint32_t* pairs, int64_t stride, int64_t k, const Panels& w,
+                            int panels, float* tile);
 
 struct Kernels {
   const char* name;
@@ -69,11 +81,16 @@ struct Kernels {
   float (*scale_max)(float* s, float scale, int64_t n);
   // s[i] = exp(s[i] - peak) for i < n; returns the sum
   float (*exp_sum)(float* s, float peak, int64_t n);
+
+  // Where the processor has a unit for it, bfloat16 weights take the rounded path.
+  RoundRow round_row = nullptr;
+  RoundedDot rounded_dot = nullptr;
 };
 
 const Kernels* kernels_generic();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx512bf16();
+const Kernels* kernels_amx();
 
 }  // namespace flexidepth::cpu

@@ -4,12 +4,15 @@
 #include <algorithm>
 
 #include "cpu/context.h"
+#include "cpu/rounded_rows.h"
 #include "ops/rows.h"
 
 namespace flexidepth::cpu {
 
-// Rows a block of the many-rows loop holds: its inputs stay in L2 while a group of panels passes.
+// Rows a block of the many-rows loop holds: its inputs stay in L2 while a group of panels passes,
+// or, rounded, while all of them do.
 constexpr int64_t kRowBlock = 96;
+constexpr int64_t kRoundedRowBlock = 256;
 
 inline int64_t panels_in(const PackedMatrix& w) { return (w.n + kPanel - 1) / kPanel; }
 
@@ -52,12 +55,26 @@ void for_each_panel_group(const Kernels& kernels, int64_t rows, int64_t begin, i
   }
 }
 
+inline bool takes_rounded(const PackedMatrix& w, const Kernels& kernels) {
+  return w.dtype == DType::kBFloat16 && kernels.rounded_dot != nullptr;
+}
+
 // consume(first_row, rows, tile) for each tile of x[row_begin, row_end) with panels
 // [panel, panel + count) of w; tile is [rows][count * 16].
 template <class Consume>
 void for_each_tile(const Kernels& kernels, const Rows& x, int64_t row_begin, int64_t row_end,
                    const PackedMatrix& w, int64_t panel, int count, const Consume& consume) {
   alignas(64) float tile[kMaxTile];
+  if (takes_rounded(w, kernels)) {
+    const RoundedRows& rounded = RoundedRows::of(kernels.round_row, x, row_begin, row_end, w.k);
+    for (int64_t m = row_begin; m < row_end; m += kRoundedRows) {
+      const int rows = static_cast<int>(std::min<int64_t>(kRoundedRows, row_end - m));
+      kernels.rounded_dot(rounded.row(m), rounded.stride(), w.k, weight_panels(w, panel), count,
+                          tile);
+      consume(m, rows, tile);
+    }
+    return;
+  }
   const PanelDot dot = weight_dot(w, kernels);
   const Panels panels = weight_panels(w, panel);
   const int step = max_tile_rows(kernels, count);
@@ -72,7 +89,8 @@ void for_each_tile(const Kernels& kernels, const Rows& x, int64_t row_begin, int
 
 // visit(matrix, begin, end, row_begin, row_end) over all panels of all matrices x all rows, on the
 // pool. Few rows: each thread walks a contiguous run of panels, weights stream by once. Many rows:
-// blocks of rows against one group of panels.
+// blocks of rows against one group of panels; where rows are rounded, all groups of a block in
+// turn.
 template <class Visit>
 void for_each_panel_block(const Context& context, int64_t rows, const int64_t* panels, int matrices,
                           const Visit& visit) {
@@ -81,8 +99,10 @@ void for_each_panel_block(const Context& context, int64_t rows, const int64_t* p
     total += panels[i];
     groups += (panels[i] + kGroup - 1) / kGroup;
   }
+  const uint64_t call = RoundedRows::new_call();
   if (rows <= context.kernels.max_tile_rows_2) {
     context.pool.run(total, 2, [&](int64_t begin, int64_t end) {
+      RoundedRows::begin(call);
       for (int i = 0; i < matrices && begin < end; ++i) {
         if (begin < panels[i]) visit(i, begin, std::min(end, panels[i]), int64_t{0}, rows);
         begin = std::max<int64_t>(0, begin - panels[i]);
@@ -91,16 +111,19 @@ void for_each_panel_block(const Context& context, int64_t rows, const int64_t* p
     });
     return;
   }
-  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+  const bool rounded = context.kernels.rounded_dot != nullptr;
+  const int64_t block = rounded ? kRoundedRowBlock : kRowBlock;
+  const int64_t blocks = (rows + block - 1) / block;
   context.pool.run(groups * blocks, 8, [&](int64_t begin, int64_t end) {
+    RoundedRows::begin(call);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t m = unit % blocks * kRowBlock;
-      int64_t group = unit / blocks;
+      const int64_t m = (rounded ? unit / groups : unit % blocks) * block;
+      int64_t group = rounded ? unit % groups : unit / blocks;
       int i = 0;
       while (group >= (panels[i] + kGroup - 1) / kGroup)
         group -= (panels[i++] + kGroup - 1) / kGroup;
       const int64_t first = group * kGroup;
-      visit(i, first, std::min(panels[i], first + kGroup), m, std::min(rows, m + kRowBlock));
+      visit(i, first, std::min(panels[i], first + kGroup), m, std::min(rows, m + block));
     }
   });
 }

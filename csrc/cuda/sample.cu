@@ -27,7 +27,11 @@ struct Shared {
 class Draw {
  public:
   __device__ Draw(const SampleArgs& args, Shared& shared)
-      : args_(args), shared_(shared), row_(dev::block()), logits_(row_of(args.logits, row_)) {}
+      : args_(args),
+        how_(settings_of(args)),
+        shared_(shared),
+        row_(dev::block()),
+        logits_(row_of(args.logits, row_)) {}
 
   __device__ void run() {
     const int32_t best = find_best();
@@ -42,12 +46,12 @@ class Draw {
       return;
     }
     int32_t token = best;
-    inverse_ = 1.0f / args_.temperature;
+    inverse_ = 1.0f / how_.temperature;
     peak_ = peak * inverse_;
     // A temperature so low that nothing but the best is left of the numbers is none.
-    if (args_.temperature > 0.0f && fabsf(peak_) < INFINITY && inverse_ < INFINITY) {
-      if (args_.top_k > 0 && args_.top_k < args_.vocab) limit_ = kth_largest();
-      if (args_.top_p < 1.0f) keep_top_p();
+    if (how_.temperature > 0.0f && fabsf(peak_) < INFINITY && inverse_ < INFINITY) {
+      if (how_.top_k > 0 && how_.top_k < args_.vocab) limit_ = kth_largest();
+      if (how_.top_p < 1.0f) keep_top_p();
       token = walk(best);
     }
     const float total = sum_of_exponentials(peak);
@@ -59,6 +63,12 @@ class Draw {
   }
 
  private:
+  __device__ static SampleSettings settings_of(const SampleArgs& args) {
+    if (args.settings_at != nullptr) return *args.settings_at;
+    const int64_t top_k = args.top_k < args.vocab ? args.top_k : args.vocab;
+    return {args.temperature, args.top_p, args.min_p, static_cast<int32_t>(top_k)};
+  }
+
   // The first of the largest logits; a NaN lies above all.
   __device__ int32_t find_best() {
     uint64_t best = 0;
@@ -124,7 +134,7 @@ class Draw {
     uint32_t known = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
       next_digit(
-          shift, known, static_cast<uint64_t>(args_.top_k),
+          shift, known, static_cast<uint64_t>(how_.top_k),
           [&](int64_t i) { return ordered_bits(scaled(i)); }, [](int64_t) { return uint64_t{1}; });
       known |= shared_.digit << shift;
     }
@@ -134,7 +144,7 @@ class Draw {
   // The lightest weight that is kept, and of how many tokens of just that weight.
   __device__ void keep_top_p() {
     const uint64_t total = sum_over_tokens([&](int64_t i) { return mass_of(weight(i)); });
-    const double wanted = static_cast<double>(args_.top_p) * static_cast<double>(total);
+    const double wanted = static_cast<double>(how_.top_p) * static_cast<double>(total);
     const auto whole = static_cast<uint64_t>(ceil(wanted));
     uint32_t known = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
@@ -184,7 +194,7 @@ class Draw {
   __device__ uint64_t kept_mass(int64_t i, uint64_t& ties) const {
     const float w = weight(i);
     const uint32_t bits = dev::bits_of(w);
-    if (w < args_.min_p || bits < lightest_) return 0;
+    if (w < how_.min_p || bits < lightest_) return 0;
     if (bits == lightest_ && lightest_ > 0 && ties++ >= ties_) return 0;
     return mass_of(w);
   }
@@ -227,6 +237,7 @@ class Draw {
   }
 
   const SampleArgs& args_;
+  const SampleSettings how_;
   Shared& shared_;
   const int64_t row_;
   const float* logits_;

@@ -105,8 +105,10 @@ void Engine::forward(const Batch& batch) {
   validate(batch);
   for (size_t i = 0; i < batch.caches.size(); ++i)
     batch.caches[i]->reserve(batch.caches[i]->length() + batch.counts[i]);
+  stopwatch_.start();
   prepare_rows(batch);
   embed(batch);
+  stopwatch_.mark(Part::kOther, false);
   for (int64_t i = 0; i < shape_.num_layers; ++i) {
     const LayerWeights& layer = weights_->layers()[static_cast<size_t>(i)];
     if (layer.routed_index < 0 || batch.routing == Routing::kDense) {
@@ -116,6 +118,7 @@ void Engine::forward(const Batch& batch) {
     }
   }
   finish(batch);
+  stopwatch_.mark(Part::kHead, false);
   for (size_t i = 0; i < batch.caches.size(); ++i)
     batch.caches[i]->set_length(batch.caches[i]->length() + batch.counts[i]);
 }
@@ -192,10 +195,12 @@ void Engine::attend(const Batch& batch, int64_t layer_index, const LayerWeights&
                   1.0f / std::sqrt(static_cast<float>(dim)),
                   scratch_->partials},
                  context());
+  stopwatch_.mark(Part::kAttention, index != nullptr);
   LinearArgs output;
   output.x = {scratch_->attention, width, nullptr, rows};
   output.outputs[0] = {layer.o, {scratch_->h, d, index, rows}, true, nullptr};
   cpu::linear(output, context());
+  stopwatch_.mark(Part::kOutput, index != nullptr);
 }
 
 void Engine::plain_layer(const Batch& batch, int64_t index, const LayerWeights& layer) {
@@ -210,6 +215,7 @@ void Engine::plain_layer(const Batch& batch, int64_t index, const LayerWeights& 
   project.outputs[2] = {layer.v, {scratch_->v, kv, nullptr, rows}, false, nullptr};
   cpu::linear(project, context());
   append(batch, index);
+  stopwatch_.mark(Part::kInputs, false);
   attend(batch, index, layer, rows, nullptr);
   norm(layer.post_attention_norm, scratch_->h, rows);
   cpu::feed_forward({{scratch_->x, d, nullptr, rows},
@@ -220,6 +226,7 @@ void Engine::plain_layer(const Batch& batch, int64_t index, const LayerWeights& 
                      nullptr,
                      scratch_->activation},
                     context());
+  stopwatch_.mark(Part::kFeedForward, false);
 }
 
 // Gates, decisions and compacted row lists of the layer; returns how many rows run.
@@ -263,13 +270,16 @@ void Engine::routed_layer(const Batch& batch, int64_t index, const LayerWeights&
   project.outputs[2] = {layer.v, {scratch_->v, kv, nullptr, rows}, false, nullptr};
   cpu::linear(project, context());
   append(batch, index);
+  stopwatch_.mark(Part::kInputs, true);
   const int64_t run = route(batch, layer), skip = rows - run;
+  stopwatch_.mark(Part::kGate, true);
   const int32_t* run_index = scratch_->run_index;
   if (run > 0) {
     LinearArgs query;
     query.x = {scratch_->x, d, run_index, run};
     query.outputs[0] = {layer.q, {scratch_->q, shape_.query_width(), nullptr, run}, false, nullptr};
     cpu::linear(query, context());
+    stopwatch_.mark(Part::kQueries, true);
     attend(batch, index, layer, run, run_index);
   }
   norm(layer.post_attention_norm, scratch_->h, rows);
@@ -282,6 +292,7 @@ void Engine::routed_layer(const Batch& batch, int64_t index, const LayerWeights&
                        scratch_->run_scale,
                        scratch_->activation},
                       context());
+    stopwatch_.mark(Part::kFeedForward, true);
   }
   if (skip > 0) {
     cpu::adapter({{scratch_->x, d, scratch_->skip_index, skip},
@@ -292,6 +303,7 @@ void Engine::routed_layer(const Batch& batch, int64_t index, const LayerWeights&
                   scratch_->skip_scale,
                   scratch_->activation},
                  context());
+    stopwatch_.mark(Part::kAdapter, true);
   }
 }
 

@@ -16,6 +16,7 @@
 #include "cpu/context.h"
 #include "engine/batch.h"
 #include "engine/scratch.h"
+#include "engine/stopwatch.h"
 #include "engine/weights.h"
 
 namespace flexidepth {
@@ -42,6 +43,10 @@ class Engine {
 
   // The engine's threads and kernels for an op outside a pass (sampling).
   cpu::Context context() { return {pool_, kernels_}; }
+
+  // Counts the time of passes by part from now on, or no longer.
+  void record_times(bool on) { stopwatch_.record(on); }
+  const Stopwatch& times() const { return stopwatch_; }
 
   void poison_scratch() { scratch_->poison(); }
   // Gives weights and scratch back to the system. The engine cannot be used afterwards.
@@ -71,6 +76,7 @@ class Engine {
   std::unique_ptr<Weights> weights_;
   std::unique_ptr<Scratch> scratch_;
   std::vector<uint8_t* const*> page_tables_;
+  Stopwatch stopwatch_;
   bool ready_ = false;
   std::atomic<bool> busy_{false};
 };

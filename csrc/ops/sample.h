@@ -11,6 +11,15 @@
 
 namespace flexidepth {
 
+// The filters of a draw as they lie in device memory, where a captured launch finds other ones each
+// time.
+struct SampleSettings {
+  float temperature;
+  float top_p;
+  float min_p;
+  int32_t top_k;
+};
+
 struct SampleArgs {
   Rows logits;  // [rows, vocab]; -inf excludes a token, NaN is an error
   int64_t vocab;
@@ -23,6 +32,7 @@ struct SampleArgs {
   int32_t* tokens;            // [rows]
   float* logprobs;            // [rows]: log-softmax of the logits as given, at the chosen token
   int32_t* faults = nullptr;  // CUDA: [rows], a SampleFault each; the CPU throws
+  const SampleSettings* settings_at = nullptr;  // CUDA: in device memory; null = the four above
 };
 
 enum SampleFault : int32_t { kSampled = 0, kNanLogit = 1, kNoFiniteLogit = 2 };

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 
-def json_text(content: Any, *, indent: int) -> str:
+def json_text(content: Any, *, indent: int | None) -> str:
     """`content` as JSON; what is not a number (NaN, infinities) becomes null, for which JSON has a word."""
     return json.dumps(_finite(content), ensure_ascii=False, indent=indent, allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""Which layers a text used, speed and quality against layers skipped, as matplotlib figures.
+"""Which layers a text used and quality against layers skipped, as matplotlib figures; of speed: `bench.figures`.
 
 Needs matplotlib (pip install flexidepth[plot]), no display.
 """
@@ -107,52 +107,12 @@ def _label(token: str) -> str:
     visible = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in token[:24]
     )
-    return visible.replace("$", r"\$")
+    return plain_text(visible)
 
 
-def speed_figure(result: dict[str, Any]) -> Any:
-    """Tokens per second against layers skipped, with the ideal line and the peers' dense lines.
-
-    result: the JSON of `flexidepth bench`. CheckpointError where it is not one with decode rows.
-    """
-    figure, axis = new_figure(7, 4.5)
-    try:
-        if not result["decode"]:
-            raise CheckpointError("plot: the benchmark has no decode rows; run it with -n above 0")
-        for threads in sorted({row["threads"] for row in result["decode"]}):
-            _draw_speeds(axis, [r for r in result["decode"] if r["threads"] == threads], threads)
-        axis.set_xlabel(f"layers skipped per token (of {result['num_layers']})")
-        title = f"decode, {result['model']}, {result['dtype']}, {result['machine']['cpu']}"
-    except (KeyError, TypeError, StopIteration) as error:
-        raise CheckpointError(
-            f"plot: not a benchmark result (write one with bench -o json): {error!r}"
-        ) from error
-    axis.set_ylabel("tokens per second")
-    axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8)
-    axis.set_title(_label_title(title), fontsize=9)
-    return figure
-
-
-def _label_title(text: str) -> str:
+def plain_text(text: str) -> str:
+    """Text in which matplotlib finds no formula."""
     return text.replace("$", r"\$")
-
-
-def _draw_speeds(axis: Any, rows: list[dict[str, Any]], threads: int) -> None:
-    """One thread count: our line, its ideal, a level for each peer."""
-    dense = next(row for row in rows if row["name"] == "dense")
-    ours = sorted((r for r in rows if r["skipped"] is not None), key=lambda r: r["skipped"])
-    skipped = [row["skipped"] for row in ours]
-    rates = [1e3 / row["ms_median"] for row in ours]
-    unit = "thread" if threads == 1 else "threads"
-    (line,) = axis.plot(skipped, rates, "o-", label=f"{threads} {unit}")
-    ideal = [1e3 / dense["ms_median"] * row["ideal"] for row in ours]
-    axis.plot(skipped, ideal, "--", color=line.get_color(), label=f"ideal, {threads} {unit}")
-    for row in rows:
-        if row["skipped"] is None and row is not dense:
-            level = 1e3 / row["ms_median"]
-            axis.axhline(level, color=line.get_color(), linewidth=0.8, alpha=0.6)
-            axis.annotate(f"{row['name']}, {threads} {unit}", (0, level), fontsize=7, va="bottom")
 
 
 def quality_figure(result: dict[str, Any]) -> Any:
@@ -172,7 +132,7 @@ def quality_figure(result: dict[str, Any]) -> Any:
             _draw_quality(layers, own, lambda row: row["skipped"])
             _draw_quality(weights, own, lambda row: row["bytes_per_token"] / 1e6)
             weights.invert_xaxis()
-            layers.set_title(_label_title(f"{name}, {result['model']}"), fontsize=9)
+            layers.set_title(plain_text(f"{name}, {result['model']}"), fontsize=9)
             layers.set_xlabel(f"mean layers skipped per token (of {result['num_layers']})")
             weights.set_xlabel("MB of weights that a token reads")
             layers.set_ylabel("perplexity, times the base model's")
@@ -220,7 +180,7 @@ def kinds_figure(result: dict[str, Any]) -> Any:
         figure, axes = new_figure(9, height, len(models))
         for axis, model in zip(axes if len(models) > 1 else [axes], models, strict=True):
             image = _draw_kinds(axis, [row for row in rows if row["method"] == model])
-            axis.set_title(_label_title(f"{model}, {result['model']}"), fontsize=9)
+            axis.set_title(plain_text(f"{model}, {result['model']}"), fontsize=9)
         figure.colorbar(image, ax=axes, label="share of answer tokens that ran")
     except (KeyError, TypeError) as error:
         raise _no_evaluation(error) from error

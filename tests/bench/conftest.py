@@ -1,4 +1,4 @@
-"""The committed study and its inputs."""
+"""The command, as the tests of the command line call it; the committed study and its inputs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.cli.conftest import run
+
+__all__ = ["committed", "results", "run"]
 
 ROOT = Path(__file__).resolve().parents[2]
 

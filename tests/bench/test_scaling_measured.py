@@ -11,8 +11,9 @@ import pytest
 from flexidepth.bench.gpu.engine_report import EngineReport
 from flexidepth.bench.gpu.engine_timing import DecodeRow as GpuDecodeRow
 from flexidepth.bench.gpu.engine_timing import PromptRow as GpuPromptRow
-from flexidepth.bench.gpu.models import model_config
 from flexidepth.bench.ideal import flops_of_prompt, ideal_speedup
+from flexidepth.bench.models import model_config
+from flexidepth.bench.results_file import read_results
 from flexidepth.bench.scaling.costs import Layers, dense_bytes, layers_of_token
 from flexidepth.bench.scaling.devices import (
     CPU_LATENCY,
@@ -64,6 +65,8 @@ def bench(**changes: Any) -> dict[str, Any]:
         "model": "smollm2-135m",
         "dtype": "bfloat16",
         "depth": 128,
+        "num_layers": 30,
+        "routed_layers": 15,
         "read_bandwidth_gb_per_s": {"2": 20.0},
         "decode": [*decode_rows(seconds), peer],
         "prompt": [
@@ -226,9 +229,8 @@ def test_every_committed_row_of_ours_is_compared(results: Path) -> None:
     files = sorted(results.glob("*/bench.json"))
     assert len(files) >= 2
     for path in files:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_results(path).rows
         for kind in ("decode", "prompt"):
-            peers = ("transformers", "llama.cpp")
-            wanted = [r["name"] for r in content[kind] if not r["name"].startswith(peers)]
+            wanted = [row.name for row in rows if row.kind == kind and not row.peer]
             own = [s for s in found.series if (s.machine, s.kind) == (path.parent.name, kind)]
             assert sorted(p.name for s in own for p in s.points) == sorted(wanted)

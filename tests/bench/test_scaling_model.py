@@ -7,9 +7,9 @@ import math
 import pytest
 
 from flexidepth import FlexiDepthConfig
-from flexidepth.bench.gpu.models import model_config, skip_masks
-from flexidepth.bench.gpu.models import step_bytes as gpu_step_bytes
 from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speedup
+from flexidepth.bench.models import model_config, skip_masks
+from flexidepth.bench.models import step_bytes as gpu_step_bytes
 from flexidepth.bench.scaling.costs import (
     Layers,
     dense_bytes,

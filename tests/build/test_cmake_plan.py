@@ -85,10 +85,13 @@ def test_cuda_off_is_a_cpu_build_that_says_so_and_has_the_right_flags(tmp_path: 
     wide = {name for name, command in flags.items() if any(f.startswith("-mavx") for f in command)}
     assert all(name.startswith("kernels_") and name != "kernels_generic.cpp" for name in wide)
     if "kernels_avx2.cpp" in flags:
-        assert wide == {"kernels_avx2.cpp", "kernels_avx512.cpp", "kernels_avx512bf16.cpp"}
+        sets = ("avx2", "avx512", "avx512bf16", "amx")
+        assert wide == {f"kernels_{name}.cpp" for name in sets}
         assert "-mavx512f" not in flags["kernels_avx2.cpp"]
         assert "-mavx512bf16" not in flags["kernels_avx512.cpp"]
         assert "-mavx512bf16" in flags["kernels_avx512bf16.cpp"]
+        tiles = {name for name, command in flags.items() if "-mamx-tile" in command}
+        assert tiles == {"kernels_amx.cpp"}
 
 
 def test_warnings_and_sanitizers_are_options(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_a_build_holds_every_package_and_nothing_else(tmp_path: Path) -> None:
     assert built == wanted
     assert (tmp_path / "flexidepth" / "py.typed").exists()
     assert (tmp_path / "flexidepth_ext" / "py.typed").exists()
+    assert (tmp_path / "flexidepth" / "bench" / "gpu" / "costs.cu").exists()
 
 
 def test_a_build_holds_the_trained_routings(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from flexidepth import FlexiDepth, FlexiDepthConfig
-from flexidepth.bench.decode import engine_case, measure_decode
+from flexidepth.bench.decode import decode_case, measure_decode
 from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speedup
 from flexidepth.bench.machine import describe_machine, machine_slug
+from flexidepth.bench.models import step_bytes
 from flexidepth.bench.options import BenchOptions, resolve_skips
+from flexidepth.bench.plans import dense_plan, make_plans
 from flexidepth.bench.prompt import measure_prompt
-from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table
+from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table, tables
 from flexidepth.bench.timing import Case, alternate
 from flexidepth.errors import ValueOutOfRangeError
 from flexidepth_ext import _C
@@ -102,17 +104,23 @@ def test_cases_take_turns_and_the_first_steps_do_not_count() -> None:
         for name in "ab"
     ]
     said: list[str] = []
-    alternate(cases, rounds=2, steps=3, warmup=1, settle=0, progress=said.append)
-    assert "".join(order) == "AaaBbbAaaaBbbb"
+    cases[0].after = lambda: order.append("-")
+    spent = alternate(cases, rounds=2, steps=3, warmup=1, settle=0, progress=said.append)
+    assert "".join(order) == "Aa-a-BbbAa-a-a-Bbbb"
     assert [len(case.samples) for case in cases] == [3, 3]
+    assert [case.blocks for case in cases] == [[1, 2], [1, 2]]
+    assert spent.timed == pytest.approx(sum(sum(case.samples) for case in cases))
+    assert spent.harness_share == spent.between / (spent.between + spent.timed)
     assert said[0] == "round 1/2: a"
 
 
-def test_statistics_of_a_case() -> None:
-    case = Case("x", lambda: None, samples=[1.0, 2.0, 3.0, 10.0])
-    assert (case.median, case.mean, case.p99) == (2.5, 4.0, 10.0)
-    assert case.deviation == pytest.approx(4.0825, abs=1e-4)
-    assert Case("y", lambda: None, samples=[1.0]).deviation == 0.0
+def test_only_those_whose_threads_spin_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    cases = [Case("ours", lambda: None, spins=False), Case("theirs", lambda: None)]
+    alternate(cases, rounds=3, steps=3, settle=0.25)
+    # Before the first block, and before each of ours that follows one of theirs.
+    assert slept == [0.25] * 3
 
 
 def test_decode_skips_exactly_what_is_asked(model: str) -> None:
@@ -128,7 +136,9 @@ def test_decode_skips_exactly_what_is_asked(model: str) -> None:
 
         engine.forward = spy
         for skipped in (None, 0, 1, 2):
-            case = engine_case(engine, "x", 4, 3, skipped)
+            config = llm.config
+            plan = dense_plan() if skipped is None else make_plans("random", [skipped], config)[0]
+            case = decode_case(engine, plan, batch=1, depth=4, steps=3)
             case.start()
             for _ in range(3):
                 case.step()
@@ -141,32 +151,69 @@ def test_rows_of_a_measurement(model: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("time.sleep", lambda _: None)
     peer = Case("peer", lambda: None)
     with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
-        rows = measure_decode(llm.engine, [0, 2], peers=[peer], context=4, rounds=2, steps=6)
-        prompt = measure_prompt(llm.engine, 8, [0.0, 0.5], rounds=1)
+        plans = make_plans("random", [0, 2], llm.config)
+        rows = measure_decode(
+            llm.engine, plans, peers=[peer], depth=4, rounds=2, steps=6, bandwidth=10.0
+        )
+        prompt = measure_prompt(llm.engine, 8, make_plans("random", [0, 1], llm.config), rounds=1)
         config = llm.config
-    assert [(r.name, r.skipped) for r in rows] == [
-        ("dense", None),
-        ("skip 0", 0),
-        ("skip 2", 2),
-        ("peer", None),
+    assert [(r.name, r.skip_asked, r.skip_got) for r in rows] == [
+        ("dense", None, None),
+        ("skip 0", 0, 0),
+        ("skip 2", 2, 2),
+        ("peer", None, None),
     ]
     dense, _, all_skipped, other = rows
     assert dense.speedup == 1.0
     assert all_skipped.speedup == pytest.approx(dense.ms_median / all_skipped.ms_median)
-    assert all_skipped.ideal == ideal_speedup(config, 2, context=4)
+    assert all_skipped.ideal == pytest.approx(ideal_speedup(config, 2, context=4))
     assert all_skipped.of_ideal == pytest.approx(all_skipped.speedup / all_skipped.ideal)
-    assert (other.gb_per_s, other.ideal) == (None, None)
-    assert all(len(r.samples) == 6 for r in rows)
-    assert [r.name for r in prompt] == ["dense", "skip 0% (0 of 2)", "skip 50% (1 of 2)"]
+    assert all_skipped.over_peers == {
+        "peer": pytest.approx(other.ms_median / all_skipped.ms_median)
+    }
+    assert dense.work_share == pytest.approx(dense.work / 10)
+    size = bytes_per_token(config, 0, weight_bytes=2, context=4, routers=False)
+    assert dense.work == pytest.approx(size / dense.ms_median / 1e6)
+    assert (other.work, other.ideal, other.over_peers) == (None, None, {})
+    assert all(len(r.samples) == 6 and list(r.blocks) == [3, 3] for r in rows)
+    assert [(r.name, r.skip_got) for r in prompt] == [("dense", None), ("skip 0", 0), ("skip 1", 1)]
     assert prompt[2].ideal == pytest.approx(
         flops_of_prompt(config, 8, 0.0, routers=False) / flops_of_prompt(config, 8, 0.5)
     )
-    texts = markdown(rows, DECODE_COLUMNS).splitlines()
+    ((title, group, columns),) = tables(rows)
+    assert title == ", bfloat16, cpu, tg6 @ d4, 1 thread" and group == rows
+    texts = markdown(rows, columns).splitlines()
     assert len(texts) == 6
-    assert texts[-1].endswith("| - | - |")
-    parsed = list(csv.DictReader(io.StringIO(csv_text(rows, DECODE_COLUMNS))))
+    assert texts[0].startswith("| tg6 @ d4 | asked | got |") and texts[0].endswith("| x peer |")
+    parsed = list(csv.DictReader(io.StringIO(csv_text(rows))))
     assert float(parsed[2]["ideal"]) == all_skipped.ideal
+    assert float(parsed[2]["over peer"]) == all_skipped.over_peers["peer"]
     assert len({len(line) for line in table(rows, DECODE_COLUMNS).splitlines()}) == 1
+
+
+def test_sequences_decode_side_by_side_by_masks_of_their_own(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
+        plans = make_plans("random", [1], llm.config)
+        case = decode_case(llm.engine, plans[0], batch=8, depth=4, steps=6)
+        case.start()
+        for _ in range(6):
+            case.step()
+            case.after()
+        rows = measure_decode(llm.engine, plans, batch=8, depth=4, rounds=1, steps=6)
+        config = llm.config
+    masks = torch.stack(case.decided)
+    assert masks.shape == (6, 8, 2) and (masks.sum(-1) == 1).all()
+    assert any(len(step.unique(dim=0)) == 2 for step in masks)  # sequences differ
+    one = rows[1]
+    assert one.skip_got == 1
+    # A layer is read if any sequence runs it: with 8 sequences that is nearly the dense model.
+    mean = sum(step_bytes(config, m, 2, 4, 8) for m in masks) / 6
+    assert 1 / one.ideal == pytest.approx(mean / step_bytes(config, None, 2, 4, 8), rel=0.2)
+    assert one.ideal < ideal_speedup(config, 1, context=4)
+    assert one.tps_mean == pytest.approx(8 * sum(1 / s for s in one.samples) / 6)
 
 
 def test_skips() -> None:
@@ -180,13 +227,31 @@ def test_skips() -> None:
 
 def test_options_are_checked_for_callers_from_python_too() -> None:
     usual: dict[str, Any] = {
-        "model": "m", "dtype": "auto", "prompt": 8, "steps": 8, "depth": 4, "skips": "all", "shares": [0.5],
-        "threads": None, "rounds": 2, "peers": False, "accuracy": False,
-    }  # fmt: skip
-    assert BenchOptions(**usual).check_fits(SMOLLM2) == list(range(16))
-    for name, value in {"steps": -1, "skips": "some", "shares": [1.5], "threads": []}.items():
+        "models": ["m"],
+        "prompts": [8],
+        "steps": 8,
+        "depths": [4],
+        "rounds": 2,
+    }
+    assert BenchOptions(**usual, skips="all").check_fits(SMOLLM2) == list(range(16))
+    for name, value in {
+        "steps": -1, "skips": "some", "shares": [1.5], "threads": [], "models": [], "devices": ["tpu"],
+        "batches": [0], "routing": "nowhere.json", "dtypes": ["int3"],
+    }.items():  # fmt: skip
         with pytest.raises(ValueOutOfRangeError, match="wanted"):
             BenchOptions(**{**usual, name: value})
+
+
+def test_lists_make_a_matrix() -> None:
+    options = BenchOptions(
+        models=["a", "b"], devices=["cpu", "cuda"], dtypes=["auto", "bf16", "f32"], threads=[1, 2]
+    )
+    found = [(s.model, s.device, s.dtype_name, s.threads) for s in options.settings(8)]
+    kinds = [("cpu", t, n) for t in ("bfloat16", "float32") for n in (1, 2)]
+    kinds += [("cuda", t, None) for t in ("bfloat16", "float32")]
+    assert found == [(m, d, t, n) for m in "ab" for d, t, n in kinds]
+    default = BenchOptions(models=["a"])
+    assert [s.threads for s in default.settings(8)] == [8]
 
 
 def test_machine_is_named() -> None:
@@ -236,7 +301,8 @@ def small_bench(run: Command, model: str, monkeypatch: pytest.MonkeyPatch) -> An
     monkeypatch.setattr("flexidepth.bench.memory.measure_memory", lambda *_: None)
 
     def call(*arguments: object) -> Any:
-        return run("bench", model, "-p", 8, "-n", 4, "-d", 4, "--rounds", 2, "-t", 1, *arguments)
+        usual = ("-p", 8, "-n", 4, "-d", 4, "--rounds", 2, "-t", 1)
+        return run("bench", model, *usual, *arguments)
 
     return call
 
@@ -245,28 +311,106 @@ def test_bench_json(small_bench: Any, model: str, tmp_path: Path) -> None:
     result = small_bench("-o", "json", "--output-dir", tmp_path)
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
-    assert content["format"] == "flexidepth-bench-1"
-    assert content["model"] == model
-    assert [row["skipped"] for row in content["decode"]] == [None, 0, 1, 2]
-    assert [row["name"] for row in content["prompt"]] == [
-        "dense",
-        "skip 0% (0 of 2)",
-        "skip 50% (1 of 2)",
-        "skip 100% (2 of 2)",
+    assert content["format"] == "flexidepth-bench-2"
+    assert content["models"] == {model: {"num_layers": 4, "routed_layers": 2}}
+    found = [(row["test"], row["name"], row["skip_got"]) for row in content["rows"]]
+    assert found == [
+        (test, name, got)
+        for test in ("tg4 @ d4", "pp8")
+        for name, got in (("dense", None), ("skip 0", 0), ("skip 1", 1), ("skip 2", 2))
     ]
     assert content["machine"]["cpu"]
     assert content["command"].startswith("flexidepth ")
-    assert json.loads((tmp_path / "bench.json").read_text())["decode"] == content["decode"]
-    assert (tmp_path / "decode.svg").read_text().lstrip().startswith("<?xml")
+    assert 0 <= content["harness_share"] < 1
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"] == content["rows"]
+    lines = (tmp_path / "bench.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == content["rows"]
+    assert len((tmp_path / "bench.csv").read_text().splitlines()) == 1 + len(content["rows"])
+    for name in ("decode.svg", "prompt.svg"):
+        assert (tmp_path / name).read_text().lstrip().startswith("<?xml")
+    assert not (tmp_path / "breakdown.svg").exists()
+    assert not (tmp_path / "bench.partial.jsonl").exists()
     text = (tmp_path / "bench.md").read_text()
-    assert "| dense |" in text
+    assert text.count("| dense ") == 2
     machine = content["machine"]
     for named in (
-        f"on {machine['cpu']}, {machine['cores']} cores ({content['isa']}), {machine['memory_gb']} GB",
+        f"On {machine['cpu']}, {machine['cores']} cores ({content['isa']}), {machine['memory_gb']} GB",
         f"Load before and after: {content['load_before']:.2f}, {content['load_after']:.2f}.",
         f"Command: `{content['command']}`; commit {machine['commit']};",
     ):
         assert named in text
+
+
+def test_rows_are_printed_as_they_come(small_bench: Any) -> None:
+    result = small_bench("-o", "jsonl", "-p", 0)
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == [
+        *("dense", "skip 0", "skip 1", "skip 2")
+    ]
+
+
+def test_what_was_measured_before_an_interruption_is_kept(
+    small_bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flexidepth.bench.run.measure_prompt", stop)
+        assert small_bench("--output-dir", tmp_path).exit_code == 130
+    partial = tmp_path / "bench.partial.jsonl"
+    kept = partial.read_text()
+    assert [json.loads(line)["test"] for line in kept.splitlines()] == ["tg4 @ d4"] * 4
+    assert not (tmp_path / "bench.json").exists()
+    assert small_bench("--output-dir", tmp_path).exit_code == 0
+    assert partial.read_text().startswith(kept)  # it may be of other options
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_what_cannot_run_is_a_row_that_says_why(small_bench: Any) -> None:
+    result = small_bench("--device", "cpu,cuda", "-p", 0, "--skip", 1, "-o", "json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["device"], row["name"]) for row in rows] == [
+        ("cpu", "dense"), ("cpu", "skip 1"), ("cuda", "dense"),
+    ]  # fmt: skip
+    assert rows[0]["said"] == "" and rows[2]["ms_median"] is None
+    assert rows[2]["said"].startswith("cuda")  # no driver, no device, not in this build
+
+
+def test_a_model_that_does_not_fit_is_a_row_with_its_size(
+    small_bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flexidepth.loading.available_memory_bytes", lambda: 1000)
+    result = small_bench("-o", "json")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    assert "GB of memory are available" in row["said"]
+
+
+def test_the_model_s_own_routing_and_a_recorded_one(
+    small_bench: Any, run: Command, model: str, tmp_path: Path
+) -> None:
+    result = small_bench("--routing", "model")
+    assert result.exit_code == 1 and "needs a calibrated model" in result.stderr
+    report = tmp_path / "report.json"
+    run("generate", model, "the", "--max-new-tokens", 5, "--routing-out", report)
+    result = small_bench("--routing", report, "-o", "json")
+    assert result.exit_code == 0, result.output
+    ran = torch.tensor(json.loads(report.read_text())["ran"])
+    for row in json.loads(result.stdout)["rows"]:
+        if row["name"] != "dense":
+            assert row["name"].startswith("recorded (")
+            assert row["skip_asked"] == pytest.approx(2 - ran.float().sum(1).mean())
+    result = small_bench("--routing", "fixed", "--skip", 1, "-o", "json", "-p", 0)
+    assert json.loads(result.stdout)["rows"][1]["name"] == "skip 1 (fixed layers)"
+
+
+def test_answers_are_in_the_same_table(small_bench: Any) -> None:
+    rows = json.loads(small_bench("--accuracy", "-o", "json", "--dtype", "f32").stdout)["rows"]
+    for row in rows:
+        assert row["logits_rmse"] < 1e-4
+        assert row["gate_agreement"] == (None if row["name"] == "dense" else 1.0)
 
 
 def test_what_the_system_does_not_say_is_null_and_not_a_broken_file(
@@ -281,7 +425,8 @@ def test_what_the_system_does_not_say_is_null_and_not_a_broken_file(
 
     for text in (result.stdout, (tmp_path / "bench.json").read_text()):
         assert json.loads(text, parse_constant=refuse)["load_before"] is None
-    assert "after: not known, not known." in (tmp_path / "bench.md").read_text()
+    text = (tmp_path / "bench.md").read_text()
+    assert "Load before and after: not known, not known." in text
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_measuring(
@@ -298,10 +443,10 @@ def test_bench_tables(small_bench: Any) -> None:
     text = small_bench("--skip", "all", "--shares", "50").stdout
     assert "| tg4 @ d4 |" in text
     assert "| pp8 |" in text
-    assert "Read bandwidth: 10.0 GB/s" in text
-    assert json.loads(small_bench("--json").stdout)["format"] == "flexidepth-bench-1"
+    assert "Bandwidth: 10.0 GB/s with 1 threads" in text
+    assert json.loads(small_bench("--json").stdout)["format"] == "flexidepth-bench-2"
     rows = small_bench("-o", "csv", "-p", 0).stdout.splitlines()
-    assert rows[0].startswith("name,threads,")
+    assert rows[0].startswith("model,device,")
     assert len(rows) == 5
 
 
@@ -310,11 +455,11 @@ def test_bench_tables(small_bench: Any) -> None:
     [
         (("--skip", "3"), 1, "cannot skip [3] layers; this model routes 2"),
         (("--skip", "some"), 2, "wanted numbers"),
-        (("-o", "xml"), 2, "wanted md, csv or json"),
+        (("-o", "xml"), 2, "wanted md, csv, json or jsonl"),
         (("--skip", "99"), 1, "cannot skip [99] layers; this model routes 2; wanted 0 to 2"),
         (("--skip", "0,-1"), 2, "skip is [0, -1]; wanted numbers from 0 on"),
         (("-p", "0", "-n", "0"), 2, "nothing to measure"),
-        (("-p", "-1"), 2, "prompt is -1; wanted 0 or more"),
+        (("-p", "-1"), 2, "prompt is [-1]; wanted 0 or more"),
         (("-n", "1"), 2, "steps is 1; wanted 0, or 2 or more: one in each of 2 rounds"),
         (("-p", "257"), 1, "prompt is 257; wanted 0 to 256, the model's positions"),
         (("-n", "250"), 1, "depth 4 and 250 steps need 262 positions; this model has 256"),
@@ -325,6 +470,14 @@ def test_bench_tables(small_bench: Any) -> None:
         (("-t", "1,2000"), 2, "threads is [1, 2000]; wanted numbers from 1 to 1024"),
         (("-t", ""), 2, "--threads '': wanted numbers"),
         (("--dtype", "int3"), 2, "dtype is 'int3'; wanted one of auto, bfloat16"),
+        (("--device", "tpu"), 2, "device is ['tpu']; wanted cpu, cuda or cuda:1"),
+        (("-b", "0"), 2, "batch is [0]; wanted numbers from 1 to 64"),
+        (
+            ("--routing", "x.json"),
+            2,
+            "routing is 'x.json'; wanted random, fixed, model or a routing",
+        ),
+        (("--peer", "nobody"), 2, "peers is ['nobody']; wanted some of"),
         (("--rounds", "0"), 2, "rounds is 0; wanted 1 or more"),
     ],
 )

@@ -33,7 +33,7 @@ def test_new_results_take_the_place_of_all_old_ones(folder: Path, tmp_path: Path
     # The old plot would show figures that are no more.
     assert content(folder) == {"bench.json": "new", "bench.md": "new", "notes.txt": "old"}
     deep = tmp_path / "a" / "b"
-    assert len(replace_results(deep, lambda new: write(new, "new"))) == 3
+    assert len(replace_results(deep, lambda new: write(new, "new"))) == len(FILES)
     assert content(deep) == dict.fromkeys(FILES, "new")
 
 

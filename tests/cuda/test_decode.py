@@ -127,9 +127,32 @@ def test_a_graph_is_captured_once(make, ids):
     for tau in (0.2, 0.8):
         ahead(engine, [ids[:3]], [1], 2, Sampling(), thresholds=torch.full((3,), tau))
     assert len(engine.runtime.graphs) == 1
-    ahead(engine, [ids[:3]], [1], 2, Sampling(0.5))
     ahead(engine, [ids[:3], ids[:4]], [1, 2], 2, Sampling(0.5))
-    assert len(engine.runtime.graphs) == 3
+    assert len(engine.runtime.graphs) == 2
+
+
+def test_one_graph_draws_in_every_way(make, ids):
+    """The tokens of single passes, each with its own settings; what a graph captured does not stay with it."""
+    engine = make(tiny_model(tiny_config()))
+    starts, tokens, steps = [ids[:5], ids[:9]], [1, 2], RING + 1
+    ways = [
+        Sampling(),
+        Sampling(0.7),
+        Sampling(3.0),
+        Sampling(3.0, top_k=2),
+        Sampling(3.0, top_p=0.3),
+        Sampling(3.0, min_p=0.9),
+        Sampling(0.9, 10**12, 0.95, 0.01),
+        Sampling(),
+    ]
+    made = []
+    for sampling in ways:
+        made.append(ahead(engine, starts, tokens, steps, sampling))
+        assert_same(made[-1], plain(engine, starts, tokens, steps, sampling))
+    drawn = [tuple(tuple(step[0]) for step in one) for one in made]
+    assert drawn[0] == drawn[-1] and len(set(drawn)) >= 5
+    if not ON_DEVICE:
+        assert [graph.replays for graph in engine.runtime.graphs] == [steps * len(ways)]
 
 
 def test_what_is_cancelled_leaves_the_caches_as_they_were_read(make, ids):

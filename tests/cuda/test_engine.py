@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flexidepth_ext import cuda_engine
 from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.errors import (
     EngineBusyError,
@@ -307,3 +308,44 @@ def everything(engine, ids, step=None, **routing):
         parts.append((result.logits.clone(), result.gates, result.ran))
     cache.release()
     return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+
+
+@pytest.mark.parametrize("routing", ["router", "forced", "dense"])
+def test_a_float32_prompt_is_cut_where_its_scratch_ends(make, ids, monkeypatch, routing):
+    """Two sequences, the first over a page, in pieces of 8 rows: the bits of one piece, wherever logits are asked."""
+    model = tiny_model(tiny_config())
+    whole = make(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_engine, "_PROMPT_SCRATCH", 1)
+        cut = make(model)
+    assert (whole._prompt_scratch.rows, cut._prompt_scratch.rows) == (64, 8)
+    asked = torch.tensor([20, 3, 8, 7, 20], dtype=torch.int32)
+    forced = {"mask": torch.randint(0, 2, (21, 3), dtype=torch.uint8)}
+    results, steps = [], []
+    for engine in (whole, cut):
+        caches = [engine.new_cache(300) for _ in range(2)]
+        caches[0].extend_with_zeros(250)
+        own = forced if routing == "forced" else {}
+        results.append(
+            engine.forward(ids[:21], [10, 11], caches, routing=routing, logits_rows=asked, **own)
+        )
+        assert [cache.length for cache in caches] == [260, 11]
+        steps.append(engine.forward(ids[21:23].contiguous(), [1, 1], caches))
+    for one, other in (results, steps):
+        assert torch.equal(one.logits, other.logits) and torch.equal(one.ran, other.ran)
+        assert torch.equal(one.gates.nan_to_num(7), other.gates.nan_to_num(7))
+
+
+def test_the_scratch_of_prompts_has_a_bound(make, monkeypatch):
+    """A float32 prompt's attention keeps partial results of each row and page, and a million tokens are many pages."""
+    bound = 40 << 20
+    monkeypatch.setattr(cuda_engine, "_PROMPT_SCRATCH", bound)
+    config = tiny_config(max_position_embeddings=1 << 20)
+    long = make(tiny_model(config), max_rows=1000)._prompt_scratch
+    needed = 1000 * 6 * 4096 * 18 * 4  # rows, heads, pages, floats
+    assert long.memory.nbytes <= bound < needed / 10
+    assert long.rows % 8 == 0 and long.rows > 8
+    short = make(tiny_model(config), max_rows=1000, max_length=256)._prompt_scratch
+    assert short.rows == 1000
+    half = make(tiny_model(config), torch.bfloat16, max_rows=1000)._prompt_scratch
+    assert half.rows == 64 and half.memory.nbytes < bound / 10

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench import gpu_check
-from bench.gpu import engine_peers, engine_run, engine_timing
-from bench.gpu.engine_peers import COMPILED, GRAPH, time_peers
-from bench.gpu.models import model_config, random_weights, skip_masks, step_bytes
+from bench.gpu import engine_run, engine_timing
+from bench.gpu.costs import CostRow
 from bench.gpu_check import Report, write_report
+from bench.models import model_config, random_weights, skip_masks, step_bytes
 from flexidepth.errors import OutOfMemoryError
 
 from .runtime import FakeRuntime
@@ -63,12 +63,21 @@ def test_the_whole_run(found, tmp_path):
     assert [p.share for p in reports[0].prompts] == [None, 0, 0.5, 1]
     report = Report("a device", "9.0", {"commit": "abc"}, "python x", bandwidth=1e9)
     report.checks, report.engines = checks, reports
+    report.costs = [
+        CostRow(key, "us", 2.0, 1.0, 3.0)
+        for key in ("read", "phase", "idle_1000", "phase_overlap", "idle_1000_overlap")
+    ]
     write_report(report, tmp_path)
     text = (tmp_path / "gpu_check.md").read_text()
     assert "| tiny | bfloat16 |" in text and "## tiny, kernels overlap" in text
     assert "| 1 | 8 | dense |" in text and "| 16 | 50% |" in text
+    assert "| idle kernel of 1000 blocks | 2.00 | 1.00 to 3.00 | us |" in text
+    assert text.count("| 8 | dense | this card's costs | 0.") == 2
     written = json.loads((tmp_path / "gpu_check.json").read_text())
     assert written["ok"] and len(written["engines"][0]["decode"]) == len(rows)
+    assert [p["overlap"] for p in written["predictions"]] == [False, True]
+    assert [r["skipped"] for r in written["predictions"][0]["rows"]] == [None, 0, 1, 2]
+    assert written["costs"][0]["what"] == "reading the device's memory"
     assert (tmp_path / "gpu_check.png").stat().st_size > 1000
 
 
@@ -88,7 +97,7 @@ def test_what_stops_a_model_is_told(emulated, monkeypatch):
         raise OutOfMemoryError("engine: no memory")
 
     monkeypatch.setattr(engine_run, "CudaEngine", refuse)
-    monkeypatch.setattr(engine_run, "time_peers", lambda *_: [])
+    monkeypatch.setattr(engine_run, "time_peers", lambda *_, **__: [])
     make, reports = lambda: FakeRuntime(emulated), []
     engine_run.run(
         ["tiny"], 1e9, True, print, [], reports, lambda: None, make_runtime=make, checked=[]
@@ -97,20 +106,6 @@ def test_what_stops_a_model_is_told(emulated, monkeypatch):
     assert reports[0].peers == []
     report = Report("a device", "9.0", {}, "python x", engines=reports)
     assert "engine: no memory" in gpu_check.markdown(report) and not report.ok
-
-
-def test_peers_that_cannot_run_say_why(monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", refuse)
-    monkeypatch.setattr(engine_peers, "_in_a_graph", lambda peer: peer.step)
-    plain, compiled = time_peers(
-        model_config("tiny"), torch.float32, torch.device("cpu"), 4, steps=2
-    )
-    assert plain.name == GRAPH and plain.ms is not None and plain.ms > 0, plain.said
-    assert (compiled.name, compiled.ms) == (COMPILED, None)
-    assert compiled.said == "RuntimeError: no compiler"
 
 
 def test_weights_are_those_of_the_model():

@@ -153,3 +153,8 @@ def test_bad_arguments(tmp_path: Path):
     (tmp_path / "file").write_text("")
     result = run("--output-dir", tmp_path / "file")
     assert result.exit_code == 1 and "is a file" in result.output
+
+
+def test_a_checkout_of_gpt_fast_is_an_option_or_a_variable():
+    result = run("--help")
+    assert "--gpt-fast" in result.output and "FLEXIDEPTH_GPT_FAST" in result.output

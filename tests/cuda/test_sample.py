@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flexidepth_ext import Engine
+from flexidepth_ext.cuda_tensors import pack_sampling
 from flexidepth_ext.errors import DtypeError, ShapeError, ValueOutOfRangeError
 
 from ..engine.conftest import tiny_config, tiny_model, weights_of
@@ -50,6 +51,28 @@ def test_the_cpus_tokens(ops, options, vocab):
     # Masses in whole units fall on the other side of a border once in a long while.
     assert same.float().mean() >= 0.98
     torch.testing.assert_close(logprobs[same], want_logprobs[same], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [*FILTERS, {"top_k": 10**12}], ids=str)
+def test_settings_in_device_memory_are_the_same(ops, options):
+    """Bit for bit, and the numbers beside them are not read."""
+    vocab = 300
+    logits = torch.randn(ROWS, vocab) * 3
+    seeds, positions = torch.randint(-(2**63), 2**63 - 1, (ROWS,)), torch.arange(ROWS)
+    everything = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | options
+    settings = pack_sampling(**everything, vocab=vocab).to(logits.device)  # type: ignore[arg-type]
+    want = ops.sample(logits, seeds, positions, **everything)
+    for beside in ({}, {"temperature": 0.0}, {"temperature": 9.0, "top_k": 2, "min_p": 0.5}):
+        got = ops.sample(logits, seeds, positions, settings=settings, **beside)
+        assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
+def test_settings_are_four_numbers(ops):
+    logits, zero = torch.randn(2, 9), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(DtypeError, match=r"settings has dtype torch\.float32; wanted torch\.int32"):
+        ops.sample(logits, zero, zero, settings=torch.zeros(4))
+    with pytest.raises(ShapeError, match=r"settings is \[3\]; wanted \[4\]"):
+        ops.sample(logits, zero, zero, settings=torch.zeros(3, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(

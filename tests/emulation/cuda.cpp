@@ -58,6 +58,7 @@ struct Grid {
 };
 
 thread_local Grid* grid = nullptr;
+int64_t grids = 0;  // that have run
 thread_local unsigned char* shared = nullptr;
 thread_local Order turn_order = Order::kForward;
 thread_local uint32_t turn_seed = 0;
@@ -287,6 +288,8 @@ void set_order(Order order, uint32_t seed) {
   turn_seed = seed;
 }
 
+int64_t launches() { return grids; }
+
 int thread_index() { return grid->running; }
 int64_t block_index(int axis) {
   return axis == 0 ? grid->block.x : axis == 1 ? grid->block.y : grid->block.z;
@@ -311,6 +314,7 @@ void warp_step(void* data, void (*step)(void* const*), Place place) {
 
 void run_grid(const char* op, dim3 size, int threads, size_t shared_bytes, void (*body)(void*),
               void* argument) {
+  ++grids;
   Grid own;
   own.op = op;
   own.size = size;

@@ -42,6 +42,8 @@ using Place = std::source_location;
 
 enum class Order : int { kForward = 0, kReverse = 1, kShuffled = 2 };
 void set_order(Order order, uint32_t seed);
+// How many grids have run so far.
+int64_t launches();
 
 // The running thread's place in the grid.
 int thread_index();

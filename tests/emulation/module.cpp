@@ -10,4 +10,5 @@ PYBIND11_MODULE(_emulated, m) {
   e::register_broken_kernels(m);
   m.def("set_order",
         [](int order, uint32_t seed) { e::set_order(static_cast<e::Order>(order), seed); });
+  m.def("launches", &e::launches);
 }

@@ -7,6 +7,7 @@ from flexidepth_ext import _C, ops
 from flexidepth_ext.errors import ShapeError, ValueOutOfRangeError
 
 from ..tolerances import assert_as_exact_as_torch
+from .conftest import ROUNDING_ISAS
 
 SHAPES = [(1, 1), (16, 64), (17, 33), (36, 576), (960, 576), (50, 1537)]
 
@@ -59,11 +60,17 @@ def test_accumulates_scaled_rows_and_leaves_the_others(ctx):
     assert torch.equal(out[others], start[others])
 
 
-@pytest.mark.skipif("avx512bf16" not in _C.available_isas(), reason="needs AVX512-BF16")
-@pytest.mark.parametrize("k", [1, 33, 576, 1537])
-def test_linear_bf16_rounded(k):
+@pytest.fixture(params=ROUNDING_ISAS)
+def rounding(request):
+    if request.param not in _C.available_isas():
+        pytest.skip(f"this processor has no {request.param}")
+    return request.param
+
+
+@pytest.mark.parametrize("k", [1, 31, 33, 576, 1537, 2080])
+def test_linear_bf16_rounded(rounding, k):
     x, w = torch.randn(14, k), torch.randn(50, k).bfloat16()
-    ours = ops.linear(x, ops.PackedWeight(w, torch.bfloat16), ctx=ops.context(2, "avx512bf16"))
+    ours = ops.linear(x, ops.PackedWeight(w, torch.bfloat16), ctx=ops.context(2, rounding))
     rounded = torch.nn.functional.linear(x.bfloat16().double(), w.double())
     # Against rounded activations only float32 summation is left; against exact ones the rounding shows.
     assert (ours.double() - rounded).abs().max() < 2e-6 * k**0.5 * 4
@@ -72,6 +79,26 @@ def test_linear_bf16_rounded(k):
         torch.nn.functional.linear(x.bfloat16(), w),
         torch.nn.functional.linear(x.double(), w.double()),
     )
+
+
+@pytest.mark.parametrize("k", [31, 576, 1100])
+def test_rounded_rows_do_not_depend_on_their_company(rounding, k):
+    """One, a few and many rows, all of them or picked ones, one thread or three: the same bits."""
+    x, w = torch.randn(600, k), ops.PackedWeight(torch.randn(83, k), torch.bfloat16)
+    whole = ops.linear(x, w, ctx=ops.context(3, rounding))
+    for rows in ([0], [5, 599], list(range(13)), list(range(250, 270)), list(range(0, 600, 2))):
+        ctx = ops.context(1, rounding)
+        assert torch.equal(ops.linear(x[rows].contiguous(), w, ctx=ctx), whole[rows])
+        index = torch.tensor(rows, dtype=torch.int32)
+        assert torch.equal(ops.linear(x, w, index=index, ctx=ctx), whole[rows])
+
+
+def test_inputs_of_an_earlier_call_are_forgotten(rounding):
+    w = ops.PackedWeight(torch.randn(20, 64), torch.bfloat16)
+    ctx, x = ops.context(1, rounding), torch.randn(4, 64)
+    first = ops.linear(x, w, ctx=ctx)
+    x.mul_(2)  # at the same address
+    assert torch.equal(ops.linear(x, w, ctx=ctx), 2 * first)
 
 
 def test_pack_keeps_every_float16_value():

@@ -105,17 +105,20 @@ def _answer(
 def _measure(llm: FlexiDepth) -> None:
     """The table: decode speed at five skip ratios beside the ideal, every case in turn."""
     from ..bench.decode import measure_decode
+    from ..bench.load import load_average
+    from ..bench.plans import make_plans
     from ..bench.report import DEMO_COLUMNS, table
-    from ..bench.timing import load_average
 
     routed = llm.config.num_routed_layers
     skips = [round(ratio * routed) for ratio in _RATIOS] if routed else []
     say(f"\nmeasuring; load of the machine: {load_average():.2f} ...")
-    dense, *rows = measure_decode(llm.engine, skips, context=_CONTEXT, rounds=_ROUNDS, steps=_STEPS)
+    plans = make_plans("random", skips, llm.config)
+    dense, *rows = measure_decode(llm.engine, plans, depth=_CONTEXT, rounds=_ROUNDS, steps=_STEPS)
     named = [replace(dense, name="none (dense: routers not evaluated)")]
     for ratio, skipped, row in zip(_RATIOS, skips, rows, strict=False):
         named.append(replace(row, name=f"{skipped} of {routed} routed ({ratio:.0%})"))
-    threads = f"{dense.threads} thread" + ("s" if dense.threads > 1 else "")
+    count = llm.engine.num_threads
+    threads = f"{count} thread" + ("s" if count > 1 else "")
     print(f"\ndecode, bfloat16, batch 1, {_CONTEXT} tokens in the cache, {threads}, median")
     print(table(named, DEMO_COLUMNS))
     print("ideal: bytes that a dense token reads over bytes that this one reads")

@@ -39,7 +39,6 @@ def plot(
         quality_figure,
         routing_figure,
         save_figure,
-        speed_figure,
     )
     from ..routing import RoutingReport
 
@@ -51,7 +50,10 @@ def plot(
         raise CheckpointError(f"{source}: not valid JSON: {error}") from error
     kind = str(content.get("format", "")) if isinstance(content, dict) else ""
     if kind.startswith("flexidepth-bench"):
-        print(save_figure(speed_figure(content), out))
+        from ..bench.figures import decode_figure
+        from ..bench.results_file import read_results
+
+        print(save_figure(decode_figure(read_results(source)), out))
     elif kind.startswith("flexidepth-eval"):
         print(save_figure(quality_figure(content), out))
     elif kind.startswith("flexidepth-training"):

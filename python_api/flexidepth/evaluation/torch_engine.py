@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexidepth_ext.cpu_info import cpu_flags
 from flexidepth_ext.engine import StepResult
 from flexidepth_ext.forward_arguments import Routing
 
@@ -44,7 +45,8 @@ class TorchEngine:
     """A checkpoint computed without keys and values of earlier calls, which some ablations do not have.
 
     Args:
-        dtype: to which weights are rounded, as the engine would hold them; computed is in float32.
+        dtype: to which weights are rounded, as the engine would hold them. Computed is in float32; in bfloat16 where
+            weights are and the processor has a unit for it (AMX), as the engine rounds activations there too.
     """
 
     closed = False
@@ -52,6 +54,7 @@ class TorchEngine:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self.model = trainable(checkpoint, dtype=dtype).float()
+        self.half = dtype == torch.bfloat16 and "amx_bf16" in cpu_flags()
         self.config = checkpoint.config
         self.num_routed = self.config.num_routed_layers
 
@@ -89,12 +92,13 @@ class TorchEngine:
         if thresholds is not None:
             config.router_thresholds = thresholds.tolist()
         try:
-            hidden, gates, run = self._compute(trees, len(token_ids), forced)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+                hidden, gates, run = self._compute(trees, len(token_ids), forced)
+                logits = self.model.lm_head(hidden[logits_rows.long()]).float()
         finally:
             config.router_thresholds = own
         for cache, part in zip(caches, parts, strict=True):
             cache.ids += part
-        logits = self.model.lm_head(hidden[logits_rows.long()])
         return StepResult(logits, gates, run)
 
     def _compute(

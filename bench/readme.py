@@ -1,0 +1,258 @@
+"""The README's tables, out of committed results: `python -m flexidepth.bench.readme [README.md] [--check]`.
+
+A table stands between `<!-- table NAME: RESULT -->` and `<!-- end -->`; RESULT is a JSON file beside the README.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flexidepth.cli.common import command_errors, say
+from flexidepth.errors import CheckpointError, SaveError
+
+from .breakdown import table_rows
+from .results_file import LoadedResult, read_results
+from .rows import DECODE, DENSE, PROMPT, BenchRow
+
+_MARKED = re.compile(r"(<!-- table (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_METHODS = {
+    "flexidepth": "trained routers",
+    "shortgpt": "ShortGPT, lowest block influence of all layers",
+    "random": "at random per token",
+}
+_SUBJECTS = {"chat": "conversations", "distilled": "the base model's own answers"}
+_MOST_SHOWN = 5  # numbers of layers skipped in a table of speeds
+
+
+def tables(text: str, folder: Path) -> str:
+    """The README with its tables made anew from the results in `folder`.
+
+    CheckpointError where a table is of an unknown kind or its result cannot be read.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        head, name, source, end = match.groups()
+        if name not in KINDS:
+            raise CheckpointError(f"readme: no table {name!r}; wanted one of {', '.join(KINDS)}")
+        return f"{head}{KINDS[name](folder / source)}\n{end}"
+
+    return _MARKED.sub(made, text)
+
+
+def quality_table(path: Path) -> str:
+    """Perplexity, times the base model's, at the layers really skipped: of trained routers and of ShortGPT all texts,
+    of layers skipped at random prose."""
+    rows = [row for row in _evaluation(path) if row["part"] == "text" and row["method"] != "base"]
+    asked = sorted({row["asked"] for row in rows})
+    cells = [["layers skipped, asked of the dial", *(f"{n:g}" for n in asked)]]
+    for method, title in _METHODS.items():
+        subjects = list(dict.fromkeys(r["subject"] for r in rows if r["method"] == method))
+        for i, subject in enumerate(subjects[:1] if method == "random" else subjects):
+            own = {r["asked"]: r for r in rows if (r["method"], r["subject"]) == (method, subject)}
+            name = _SUBJECTS.get(subject, subject)
+            texts = [_ratio(own.get(n), at=method == "flexidepth") for n in asked]
+            cells.append([f"{title}: {name}" if i == 0 else name, *texts])
+    return _markdown(cells)
+
+
+def _ratio(row: dict[str, Any] | None, at: bool) -> str:
+    if row is None or row["ratio"] is None:
+        return "-"
+    ratio = format(
+        row["ratio"], ".2f" if row["ratio"] < 10 else ".1f" if row["ratio"] < 100 else ".0f"
+    )
+    return f"{ratio} at {row['skipped']:.1f}" if at else ratio
+
+
+def tasks_table(path: Path) -> str:
+    """Mean acc_norm of the sets of questions."""
+    rows = [row for row in _evaluation(path) if row["part"] == "task"]
+    asked = sorted({row["asked"] for row in rows})
+    cells = [["layers skipped, asked", *(f"{n:g}" for n in asked)]]
+    base = [row["acc_norm"] for row in rows if row["method"] == "base"]
+    for method, title in _METHODS.items():
+        texts = []
+        for n in asked:
+            own = [r["acc_norm"] for r in rows if (r["method"], r["asked"]) == (method, n)]
+            own = own or (base if n == 0 and method == "flexidepth" else [])
+            texts.append(f"{100 * sum(own) / len(own):.1f}" if own else "")
+        cells.append([title.split(",")[0], *texts])
+    cells[1][1] += " %"
+    return _markdown(cells)
+
+
+def decode_table(path: Path) -> str:
+    """Tokens per second and speed over dense: a pair of columns for each thread count."""
+    result = read_results(path)
+    columns = _columns(result, DECODE)
+    routed = max(sizes["routed_layers"] for sizes in result.models.values())
+    heading = [""]
+    for rows in columns:
+        threads = rows[0].threads
+        heading += [f"{threads} thread{'s' if threads != 1 else ''}, tok/s", "x dense"]
+    cells = [[*heading, "ideal by bytes"]]
+    for name in _shown(columns[0]):
+        found = [next((row for row in rows if row.name == name), None) for rows in columns]
+        pairs = [
+            text
+            for row in found
+            for text in (_number(row, "tps_median", ".1f"), _number(row, "speedup", ".2f"))
+        ]
+        cells.append([_named(found, routed), *pairs, _number(found[0], "ideal", ".2f").strip("-")])
+    return "\n\n".join([_markdown(cells), _decode_summary(result, columns)])
+
+
+def _decode_summary(result: LoadedResult, columns: Sequence[Sequence[BenchRow]]) -> str:
+    """How near to the ideal, how much faster than each peer, how much of the bandwidth."""
+    sentences = []
+    for rows in columns:
+        threads = f"{rows[0].threads} thread{'s' if rows[0].threads != 1 else ''}"
+        shares = [row.of_ideal for row in rows if row.of_ideal is not None]
+        dense = next(row for row in rows if row.name == DENSE)
+        bandwidth = result.bandwidth[f"{rows[0].threads} threads"]
+        work = [row.work for row in rows if row.work is not None]
+        over = ", ".join(f"{ratio:.2f} x {name}" for name, ratio in dense.over_peers.items())
+        sentences.append(
+            f"On {threads}: {min(shares):.2f} to {max(shares):.2f} of the ideal at {len(shares)} numbers of layers; "
+            f"{min(work):.1f} to {max(work):.1f} GB/s of the {bandwidth:.1f} that the memory gives"
+            + (f"; dense {over}." if over else ".")
+        )
+    return "\n".join(sentences)
+
+
+def prompt_table(path: Path) -> str:
+    """Tokens per second of prompts: a column for each thread count and length."""
+    result = read_results(path)
+    columns = _columns(result, PROMPT)
+    routed = max(sizes["routed_layers"] for sizes in result.models.values())
+    heading = [""]
+    for rows in columns:
+        threads = f"{rows[0].threads} thread{'s' if rows[0].threads != 1 else ''}"
+        heading += [f"{rows[0].test}, {threads}, tok/s", "x dense"]
+    cells = [[*heading, "ideal by arithmetic"]]
+    for name in dict.fromkeys(row.name for rows in columns for row in rows):
+        found = [next((row for row in rows if row.name == name), None) for rows in columns]
+        pairs = [
+            text
+            for row in found
+            for text in (_number(row, "tps_median", ",.0f"), _number(row, "speedup", ".2f"))
+        ]
+        cells.append([_named(found, routed), *pairs, _number(found[0], "ideal", ".2f").strip("-")])
+    return _markdown(cells)
+
+
+def breakdown_table(path: Path) -> str:
+    """Microseconds of a layer by part, and beside what its bytes alone would take; what that makes of a token."""
+    result = read_results(path)
+    if not result.breakdown:
+        raise CheckpointError(
+            "readme: the result has no breakdown; run the benchmark with --breakdown"
+        )
+    sizes = next(iter(result.models.values()))
+    sentences = []
+    for found in result.breakdown:
+        layers = {layer["layer"]: layer for layer in found["layers"]}
+        total = {name: 1e3 * sum(layer["parts"].values()) for name, layer in layers.items()}
+        alone = {name: 1e3 * layer["by_bytes"] for name, layer in layers.items()}
+        threads, routed = found["threads"], sizes["routed_layers"]
+        saved, possible = (times["run"] - times["skipped"] for times in (total, alone))
+        beside = {name: total[name] - alone[name] for name in total}
+        sentences.append(
+            f"On {threads} thread{'s' if threads > 1 else ''} a skipped layer saves {saved:.0f} us of the "
+            f"{possible:.0f} that its bytes are worth ({saved / possible:.0%}), {routed} of them "
+            f"{routed * saved / 1e3:.2f} ms of {routed * possible / 1e3:.2f}; a run layer takes "
+            f"{beside['run']:+.0f} us beside its bytes, a skipped one {beside['skipped']:+.0f}."
+        )
+    return "\n\n".join([_markdown(table_rows(result.breakdown)), "\n".join(sentences)])
+
+
+def _columns(result: LoadedResult, kind: str) -> list[list[BenchRow]]:
+    """Groups of a kind, one sequence each; CheckpointError where there is none."""
+    groups: dict[tuple[Any, ...], list[BenchRow]] = {}
+    for row in result.rows:
+        if row.kind == kind and row.batch == 1 and row.ms_median is not None:
+            groups.setdefault(row.group, []).append(row)
+    if not groups:
+        raise CheckpointError(f"readme: the result has no rows of {kind}")
+    return list(groups.values())
+
+
+def _shown(rows: Sequence[BenchRow]) -> list[str]:
+    """Dense, some numbers of layers from the least to the most, peers."""
+    ours = [row.name for row in rows if row.skip_asked is not None]
+    wanted = min(_MOST_SHOWN, len(ours))
+    picked = [ours[round(i * (len(ours) - 1) / max(1, wanted - 1))] for i in range(wanted)]
+    return [DENSE, *picked, *(row.name for row in rows if row.peer)]
+
+
+def _named(rows: Sequence[BenchRow | None], routed: int) -> str:
+    row = next(row for row in rows if row is not None)
+    if row.peer:
+        return row.name
+    if row.skip_asked is None:
+        return "ours, dense"
+    if row.skip_asked == 0:
+        return "ours, every layer run"
+    return f"ours, {row.skip_asked:g} of {routed} routed layers skipped"
+
+
+def _number(row: BenchRow | None, field: str, spec: str) -> str:
+    value = None if row is None else getattr(row, field)
+    return "-" if value is None else format(value, spec)
+
+
+def _evaluation(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"readme: {path} is no evaluation: {error!r}") from error
+    return rows
+
+
+def _markdown(cells: Sequence[Sequence[str]]) -> str:
+    heading, *rows = cells
+    lines = [heading, ["---", *["--:"] * (len(heading) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+KINDS: dict[str, Callable[[Path], str]] = {
+    "quality": quality_table,
+    "tasks": tasks_table,
+    "decode": decode_table,
+    "prompt": prompt_table,
+    "breakdown": breakdown_table,
+}
+
+
+@command_errors
+def main(
+    readme: Annotated[Path, typer.Argument(help="The page with the tables.")] = Path("README.md"),
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1 if it differs.")
+    ] = False,
+) -> None:
+    """Make the tables anew."""
+    text = readme.read_text(encoding="utf-8")
+    made = tables(text, readme.resolve().parent)
+    if made == text:
+        say(f"{readme}: its tables are those of the results")
+    elif check:
+        raise SaveError(
+            f"readme: {readme} has tables that are not those of the results; `python -m flexidepth.bench.readme` "
+            "writes them"
+        )
+    else:
+        readme.write_text(made, encoding="utf-8")
+        say(f"wrote {readme}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,78 @@
+"""The README's tables are those of the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from flexidepth.bench.breakdown import PARTS
+from flexidepth.bench.readme import KINDS, breakdown_table, decode_table, prompt_table, tables
+from flexidepth.bench.results_file import read_results
+from flexidepth.bench.rows import DENSE
+from flexidepth.errors import CheckpointError
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+
+
+def test_tables_are_those_of_the_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert set(re.findall(r"<!-- table (\w+):", text)) <= set(KINDS)
+    assert tables(text, ROOT) == text, "python -m flexidepth.bench.readme writes them anew"
+
+
+def test_a_changed_figure_is_found() -> None:
+    text = README.read_text(encoding="utf-8")
+    changed = text.replace("| ours, dense |", "| ours, dense now |")
+    assert changed != text and tables(changed, ROOT) == text
+
+
+def test_tables_of_speeds_hold_the_rows() -> None:
+    for path in (ROOT / "bench" / "results").glob("*/bench.json"):
+        rows = read_results(path).rows
+        dense = next(r for r in rows if r.name == DENSE and r.kind == "decode")
+        line = next(x for x in decode_table(path).splitlines() if x.startswith("| ours, dense |"))
+        assert line.split("|")[2].strip() == f"{dense.tps_median:.1f}"
+        most = max(r.skip_asked for r in rows if r.skip_asked is not None)
+        assert f"| ours, {most:g} of {most:g} routed layers skipped |" in decode_table(path)
+        assert "pp512, 1 thread, tok/s" in prompt_table(path)
+
+
+def test_a_breakdown_says_how_much_of_its_bytes_a_skipped_layer_saves(tmp_path: Path) -> None:
+    def layer(name: str, feed_forward: float, by_bytes: float) -> dict[str, object]:
+        parts = {**dict.fromkeys(PARTS, 0.01), "feed-forward": feed_forward}
+        return {"layer": name, "parts": parts, "by_bytes": by_bytes}
+
+    breakdown = {
+        "threads": 2,
+        "depth": 8,
+        "layers": [layer("run", 0.15, 0.18), layer("skipped", 0.0, 0.03)],
+        "head_ms": 1.0,
+        "other_ms": 0.1,
+    }
+    content = {
+        "format": "flexidepth-bench-2",
+        "rows": [],
+        "machine": {"commit": "x"},
+        "models": {"m": {"num_layers": 4, "routed_layers": 2}},
+        "breakdown": [breakdown],
+        "read_bandwidth_gb_per_s": {},
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    text = breakdown_table(tmp_path / "x.json")
+    assert "| run | 2 | 10.0 | 10.0 | 10.0 | 10.0 | 150.0 | 10.0 | 200.0 | 180.0 |" in text
+    # 200 - 50 us of 180 - 30
+    assert "a skipped layer saves 150 us of the 150 that its bytes are worth (100%)" in text
+    assert "2 of them 0.30 ms of 0.30; a run layer takes +20 us beside its bytes" in text
+
+
+def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no table 'other'; wanted one of quality, tasks"):
+        tables("<!-- table other: x.json -->\n<!-- end -->", tmp_path)
+    (tmp_path / "x.json").write_text("[]")
+    for kind in KINDS:
+        with pytest.raises(CheckpointError):
+            tables(f"<!-- table {kind}: x.json -->\n<!-- end -->", tmp_path)
