@@ -21,6 +21,7 @@ from .rows import DECODE, DENSE, PROMPT, BenchRow, with_comparisons
 from .run import BenchResult
 
 KINDS = ("md", "csv", "json", "jsonl")
+FORMAT_1 = "flexidepth-bench-1"  # of one model, type and depth
 
 
 def render(result: BenchResult, kind: str) -> str:
@@ -182,20 +183,30 @@ def read_results(path: Path) -> LoadedResult:
 
 
 def _loaded(content: dict[str, Any]) -> LoadedResult:
-    if content["format"] == "flexidepth-bench-1":
-        old = [_row_1(content, row, DECODE) for row in content["decode"]]
-        old += [_row_1(content, row, PROMPT) for row in content["prompt"]]
-        groups = groupby(sorted(old, key=lambda row: row.kind), key=lambda row: row.group)
-        rows = [row for _, group in groups for row in with_comparisons(list(group))]
+    machine = content["machine"]
+    if content["format"] == FORMAT_1:
         sizes = {name: content[name] for name in ("num_layers", "routed_layers")}
         models, breakdown = {content["model"]: sizes}, []
-        bandwidth = {f"{k} threads": v for k, v in content["read_bandwidth_gb_per_s"].items()}
     else:
-        rows = [BenchRow.from_dict(row) for row in content["rows"]]
         models, breakdown = content["models"], content["breakdown"]
-        bandwidth = content["read_bandwidth_gb_per_s"]
-    machine = content["machine"]
+    rows, bandwidth = rows_of(content), bandwidth_of(content)
     return LoadedResult(rows, machine, models, breakdown, machine["commit"], bandwidth)
+
+
+def rows_of(content: dict[str, Any]) -> list[BenchRow]:
+    """The rows of a file's content, of either format; KeyError or TypeError where it is none."""
+    if content["format"] != FORMAT_1:
+        return [BenchRow.from_dict(row) for row in content["rows"]]
+    old = [_row_1(content, row, DECODE) for row in content["decode"]]
+    old += [_row_1(content, row, PROMPT) for row in content["prompt"]]
+    groups = groupby(sorted(old, key=lambda row: row.kind), key=lambda row: row.group)
+    return [row for _, group in groups for row in with_comparisons(list(group))]
+
+
+def bandwidth_of(content: dict[str, Any]) -> dict[str, float]:
+    """GB/s, by "2 threads" or a device."""
+    found: dict[str, float] = content["read_bandwidth_gb_per_s"]
+    return {f"{k} threads": v for k, v in found.items()} if content["format"] == FORMAT_1 else found
 
 
 def _row_1(content: dict[str, Any], row: dict[str, Any], kind: str) -> BenchRow:
@@ -221,11 +232,9 @@ def _row_1(content: dict[str, Any], row: dict[str, Any], kind: str) -> BenchRow:
         skip_got=skipped,
         ms_median=ms,
         ms_p99=row.get("ms_p99"),
-        tps_mean=row["tps_mean"] if decode else row["tps"],
+        tps_mean=row.get("tps_mean" if decode else "tps"),
         tps_std=row.get("tps_std"),
-        work=row["gb_per_s"] if decode else row["gflop_per_s"],
-        speedup=row["speedup"],
+        work=row.get("gb_per_s" if decode else "gflop_per_s"),
         ideal=row["ideal"],
-        of_ideal=row["of_ideal"],
         samples=row["samples"],
     )

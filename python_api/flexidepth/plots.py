@@ -213,10 +213,13 @@ def check_figure_path(path: str | Path) -> Path:
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:
-    """Write a figure as PNG or SVG, by the file's ending."""
+    """Write a figure as PNG or SVG, by the file's ending; the same figure gives the same file."""
+    import matplotlib
+
     target = check_figure_path(path)
-    with warnings.catch_warnings():
+    metadata = {"Date": None} if target.suffix.lower() == ".svg" else None
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "flexidepth"}):
         # A script that the font lacks is drawn as boxes; the JSON has the text.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing")
-        figure.savefig(target, dpi=_DPI)
+        figure.savefig(target, dpi=_DPI, metadata=metadata)
     return target

@@ -41,6 +41,15 @@ def test_png_and_svg_are_what_they_say(run: Command, report: Path, tmp_path: Pat
     assert ElementTree.parse(svg).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
+@pytest.mark.parametrize("name", ["a.svg", "a.png"])
+def test_the_same_figure_gives_the_same_file(tmp_path: Path, name: str) -> None:
+    contents = set()
+    for _ in range(2):
+        figure = routing_figure(routing_report())
+        contents.add(save_figure(figure, tmp_path / name).read_bytes())
+    assert len(contents) == 1
+
+
 @pytest.mark.filterwarnings("error")
 def test_heat_map_holds_the_decisions(tmp_path: Path) -> None:
     report = routing_report()
