@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from flexidepth.base_model import base_model_of
+from flexidepth.base_model import base_config_of, base_model_of
 from flexidepth.checkpoints import Checkpoint
+from flexidepth.checkpoints.fingerprint import tensors_fingerprint
+from flexidepth.initialization import is_routing
 
 from ..timing import Case
 
@@ -66,6 +69,14 @@ class PeerSetup:
     def float32_model(self) -> Any:
         """The same in float32, of the weights as they are stored."""
         return self._base_model().to(self.device)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 in hex of the base model's configuration and weights as they are stored."""
+        digest = hashlib.sha256(base_config_of(self.checkpoint.config).to_json_string().encode())
+        weights = (pair for pair in self.checkpoint.tensors() if not is_routing(pair[0]))
+        digest.update(tensors_fingerprint(weights).encode())
+        return digest.hexdigest()
 
     def _base_model(self) -> Any:
         return base_model_of(self.checkpoint.config, self.checkpoint.tensors())

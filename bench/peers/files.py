@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,10 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flexidepth.base_model import base_config_of
 from flexidepth.checkpoints.default_model import cache_directory
-from flexidepth.checkpoints.fingerprint import tensors_fingerprint
-from flexidepth.initialization import is_routing
 
 from .base import Peer, PeerSetup, PeerUnavailable, Session, require, short_name
 
@@ -71,12 +67,8 @@ class FilePeer(Peer):
 
 def model_folder(setup: PeerSetup) -> Path:
     """Where what is made of this base model in this type is kept; named after weights and configuration."""
-    config = setup.checkpoint.config
-    digest = hashlib.sha256(base_config_of(config).to_json_string().encode())
-    weights = (pair for pair in setup.checkpoint.tensors() if not is_routing(pair[0]))
-    digest.update(tensors_fingerprint(weights).encode())
     folder = setup.folder or cache_directory() / "peers"
-    return folder / f"{digest.hexdigest()[:16]}-{short_name(setup.dtype)}"
+    return folder / f"{setup.digest[:16]}-{short_name(setup.dtype)}"
 
 
 def exported(setup: PeerSetup) -> Path:

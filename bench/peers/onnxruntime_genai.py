@@ -17,19 +17,19 @@ from .files import FilePeer, exported, run_apart
 class OnnxRuntimeSession(Session):
     """Timed: `generate_next_token` (forward pass and greedy choice) and the read of the token.
 
-    no_end: an id outside the vocabulary, so that nothing the model chooses ends the sequence.
+    end: the id that would end the sequence, and is therefore never chosen: a rare one.
     """
 
-    def __init__(self, path: str, positions: int, threads: int, no_end: int) -> None:
+    def __init__(self, path: str, positions: int, threads: int, end: int) -> None:
         import onnxruntime_genai
 
         config = onnxruntime_genai.Config(path)
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
-        model = {"eos_token_id": no_end, "decoder": {"session_options": options}}
+        model = {"eos_token_id": end, "decoder": {"session_options": options}}
         config.overlay(json.dumps({"model": model}))
         self.model = onnxruntime_genai.Model(config)
         parameters = onnxruntime_genai.GeneratorParams(self.model)
-        parameters.set_search_options(max_length=positions, do_sample=False)
+        parameters.set_search_options(min_length=positions, max_length=positions, do_sample=False)
         self.generator = onnxruntime_genai.Generator(self.model, parameters)
 
     def start(self, ids: Sequence[int]) -> int:
@@ -94,5 +94,5 @@ class OnnxRuntimeGenAI(FilePeer):
 
     def arguments(self, threads: int) -> dict[str, Any]:
         """See OnnxRuntimeSession."""
-        vocabulary = self.setup.checkpoint.config.vocab_size
-        return {"positions": self.setup.positions, "threads": threads, "no_end": vocabulary}
+        last = self.setup.checkpoint.config.vocab_size - 1
+        return {"positions": self.setup.positions, "threads": threads, "end": last}
