@@ -129,11 +129,16 @@ class CTranslate2(FilePeer):
     session = CTranslate2Session
 
     def check(self) -> None:
-        """CUDA needs a build that sees a device."""
+        """CUDA needs a build that sees a device; not every rotary embedding can be converted."""
         import ctranslate2
 
         if self.setup.device == "cuda" and not ctranslate2.get_cuda_device_count():
             raise PeerUnavailable("this ctranslate2 sees no CUDA device")
+        if self.setup.checkpoint.config.rope_parameters["rope_type"] == "llama3":
+            raise PeerUnavailable(
+                "its files have no place for the factor and the original positions of llama3's rotary "
+                "embedding; it would compute something else"
+            )
 
     @property
     def compute_type(self) -> str:
