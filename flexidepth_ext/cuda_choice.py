@@ -7,14 +7,13 @@ is measured where it is open.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import UnsupportedError, ValueOutOfRangeError
 
 if TYPE_CHECKING:
-    from .cuda_engine import CudaEngine
     from .cuda_runtime import Graph, Runtime
 
 # Bytes of the largest layer's weights up to which a persistent pass is tried. Launching a kernel for a phase costs two
@@ -65,13 +64,16 @@ def forced_form(strict_router: bool, wanted: bool | None) -> bool | None:
     return False if strict_router else wanted
 
 
-def may_pay(engine: CudaEngine) -> bool:
-    """Whether the model is so small that phases are short beside what launching them costs."""
+def may_pay(nbytes: Mapping[str, int]) -> bool:
+    """Whether a model is so small that phases are short beside what launching them costs.
+
+    nbytes: of each weight, by its canonical name.
+    """
     layers: dict[str, int] = {}
-    for name, tensor in engine.weights.items():
+    for name, count in nbytes.items():
         if name.startswith("model.layers."):
             layer = name.split(".")[2]
-            layers[layer] = layers.get(layer, 0) + tensor.nbytes
+            layers[layer] = layers.get(layer, 0) + count
     return max(layers.values()) <= MOST_LAYER_BYTES
 
 

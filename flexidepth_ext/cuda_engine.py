@@ -140,7 +140,8 @@ class CudaEngine:
             self._prompt_scratch = Scratch(self, own, pages, prompt=True)
         self.native.finish_loading()
         self._layer_table: Tensor | None = None
-        if self.persistent is None and not may_pay(self):
+        nbytes = {name: tensor.nbytes for name, tensor in self.weights.items()}
+        if self.persistent is None and not may_pay(nbytes):
             self.persistent = False
         if self.persistent is not False:
             self._set_layer_table()

@@ -76,29 +76,33 @@ constexpr size_t attention_shared_bytes(int64_t head_dim) {
 template <class T, int L>
 struct PageOf {
   static constexpr int kSlots = kAttentionThreads / L;  // tokens at a time
+  static constexpr int kPage = static_cast<int>(kPageTokens);
 
   const AttentionArgs& args;
   const KvLayout& layout = args.pages.layout;
-  int64_t row;
-  int64_t part;
-  int64_t group = args.num_heads / layout.num_kv_heads;
-  int64_t parts = head_parts(args.num_heads, layout.num_kv_heads);
-  int64_t kv_head = part / parts;
-  int64_t first_head = kv_head * group + part % parts * kHeads;
-  int heads = static_cast<int>(
-      (kv_head + 1) * group - first_head < kHeads ? (kv_head + 1) * group - first_head : kHeads);
-  int64_t number = args.index == nullptr ? row : args.index[row];
-  int64_t position = args.positions[number];
-  int64_t begin = args.sliding_window > 0 && position >= args.sliding_window
-                      ? position - args.sliding_window + 1
-                      : 0;
-  int64_t first_page = begin / kPageTokens;
-  int64_t num_pages = position / kPageTokens - first_page + 1;
-  int64_t page;
+  int row;
+  int part;
+  int group = static_cast<int>(args.num_heads / layout.num_kv_heads);
+  int parts = static_cast<int>(head_parts(args.num_heads, layout.num_kv_heads));
+  int kv_head = part / parts;
+  int first_head = kv_head * group + part % parts * kHeads;
+  int heads =
+      (kv_head + 1) * group - first_head < kHeads ? (kv_head + 1) * group - first_head : kHeads;
+  int number = args.index == nullptr ? row : args.index[row];
+  int position = static_cast<int>(args.positions[number]);
+  int begin = args.sliding_window > 0 && position >= args.sliding_window
+                  ? position - static_cast<int>(args.sliding_window) + 1
+                  : 0;
+  int first_page = begin / kPage;
+  int num_pages = position / kPage - first_page + 1;
+  int page;
   int dim = dev::thread() % L * 8;  // the lane's first dimension
 
   __device__ PageOf(const AttentionArgs& a, int64_t row_, int64_t part_, int64_t nth)
-      : args(a), row(row_), part(part_), page(first_page + nth) {}
+      : args(a),
+        row(static_cast<int>(row_)),
+        part(static_cast<int>(part_)),
+        page(first_page + static_cast<int>(nth)) {}
   __device__ bool has_dims() const { return dim < layout.head_dim; }
 
   // States of the page's tokens in shared memory: [kAttentionWarps][kHeads][2 + head_dim].
@@ -121,9 +125,8 @@ struct PageOf {
                 : 0.0f;
       }
     }
-    const int64_t base = page * kPageTokens;
-    const int last =
-        static_cast<int>(position - base < kPageTokens ? position - base + 1 : kPageTokens);
+    const int base = page * kPage;
+    const int last = position - base < kPage ? position - base + 1 : kPage;
 #pragma unroll 2
     for (int turn = 0; turn < last; turn += kSlots) {  // the same for all lanes: they shuffle
       const int slot = turn + dev::thread() / L;
@@ -161,12 +164,12 @@ struct PageOf {
   }
 
   // Joins `count` states [2 + head_dim] that are `apart` floats apart, for dimension d.
-  __device__ void join(const float* states, int64_t count, int64_t apart, int64_t d, float& peak,
-                       float& sum, float& out) const {
+  __device__ void join(const float* states, int count, int apart, int d, float& peak, float& sum,
+                       float& out) const {
     peak = -INFINITY;
-    for (int64_t i = 0; i < count; ++i) peak = fmaxf(peak, states[i * apart]);
+    for (int i = 0; i < count; ++i) peak = fmaxf(peak, states[i * apart]);
     sum = out = 0.0f;
-    for (int64_t i = 0; i < count; ++i) {
+    for (int i = 0; i < count; ++i) {
       const float* state = states + i * apart;
       const float keep = faded(1.0f, state[0], peak);
       sum += state[1] * keep;
@@ -181,13 +184,13 @@ struct PageOf {
   }
 
   __device__ void finish(float* shared) const {
-    const int64_t width = kPartialFloats + layout.head_dim;
-    for (int64_t at = dev::thread(); at < heads * layout.head_dim; at += kAttentionThreads) {
-      const int64_t h = at / layout.head_dim, d = at % layout.head_dim;
+    const int dims = static_cast<int>(layout.head_dim), width = kPartialFloats + dims;
+    for (int at = dev::thread(); at < heads * dims; at += kAttentionThreads) {
+      const int h = at / dims, d = at % dims;
       float peak, sum, out;
       join(shared + h * width, kAttentionWarps, kHeads * width, d, peak, sum, out);
       if (num_pages == 1) {
-        row_of(args.out, row)[(first_head + h) * layout.head_dim + d] = out / sum;
+        row_of(args.out, row)[(first_head + h) * dims + d] = out / sum;
         continue;
       }
       float* to = partials(first_head + h) + (page - first_page) * width;
@@ -210,11 +213,11 @@ struct PageOf {
     dev::sync_block();
     if (*last == 0) return;
     dev::fence();
-    for (int64_t at = dev::thread(); at < heads * layout.head_dim; at += kAttentionThreads) {
-      const int64_t h = at / layout.head_dim, d = at % layout.head_dim;
+    for (int at = dev::thread(); at < heads * dims; at += kAttentionThreads) {
+      const int h = at / dims, d = at % dims;
       float peak, sum, out;
       join(partials(first_head + h), num_pages, width, d, peak, sum, out);
-      row_of(args.out, row)[(first_head + h) * layout.head_dim + d] = out / sum;
+      row_of(args.out, row)[(first_head + h) * dims + d] = out / sum;
     }
     if (dev::thread() == 0) *counter = 0;
   }

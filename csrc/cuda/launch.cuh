@@ -24,8 +24,12 @@ inline void check_launch(const char* op, cudaError_t status) {
     fail(ErrorKind::kUnsupported, op, ": this build has kernels for ", FD_CUDA_ARCHS,
          ", the device has compute capability ", major, ".", minor,
          "; build again with FLEXIDEPTH_CUDA_ARCHS=", major, minor);
-  fail(status == cudaErrorMemoryAllocation ? ErrorKind::kMemory : ErrorKind::kInternal, op, ": ",
-       cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
+  // Of a device that is shared: its blocks are fewer than were counted.
+  const bool refused = status == cudaErrorCooperativeLaunchTooLarge;
+  fail(status == cudaErrorMemoryAllocation ? ErrorKind::kMemory
+       : refused                           ? ErrorKind::kUnsupported
+                                           : ErrorKind::kInternal,
+       op, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
 }
 
 inline void allow_shared(const char* op, const void* kernel, size_t bytes) {
@@ -63,8 +67,11 @@ template <class... Params, class... Args>
 void launch_resident(const char* op, void (*kernel)(Params...), int threads, size_t shared_bytes,
                      const Context& context, const Args&... args) {
   allow_shared(op, reinterpret_cast<const void*>(kernel), shared_bytes);
-  int device = 0, multiprocessors = 0, resident = 0;
+  int device = 0, cooperates = 0, multiprocessors = 0, resident = 0;
   check_launch(op, cudaGetDevice(&device));
+  check_launch(op, cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device));
+  check(cooperates != 0, ErrorKind::kUnsupported, op,
+        ": this device launches no grid whose blocks wait for each other");
   check_launch(op,
                cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   check_launch(

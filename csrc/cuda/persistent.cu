@@ -22,7 +22,7 @@ enum class Phase {
 };
 
 // A block on its way through the pass. Which phases there are, every block finds alike.
-template <class T, int M, int L>
+template <class T, int M>
 class Walk {
  public:
   __device__ Walk(const PersistentArgs& args, float* shared, PersistentState& state)
@@ -99,12 +99,14 @@ class Walk {
   __device__ void meet(Phase next, bool fetch) {
     const uint32_t before = dev::arrive_at_grid(args_.barrier);
     if (fetch) fetch_layer(index_ + 1);
+    if (dev::thread() == 0) describe(next);
+    dev::sync_block();
 #pragma unroll 1
     for (int which = 0; which < 2; ++which) {
-      const Product<T> p = product(next, which);
+      const Product& p = state_.products[which];
       // Whom the adapter is for, nobody knows yet; it is small.
       if (p.rows == nullptr || (next != Phase::kMix && p.rows->count == 0)) continue;
-      prefetch_first<T, kPairs>(Input{{}, p.w->k, nullptr, 0.0f}, p, dev::block());
+      prefetch_first<T, kPairs>(input(p), ProductOp<T>{p, args_}, dev::block());
     }
     dev::wait_for_grid(args_.barrier, before);
   }
@@ -113,98 +115,92 @@ class Walk {
     int64_t taken = 0;  // the phase's tasks so far: blocks take them in turn
     if (phase == Phase::kMix) {
       if (routed()) decide();
-      taken = attend();
+      taken = args_.pages.layout.head_dim <= 64 ? attend<8>() : attend<16>();
     }
 #pragma unroll 1
-    for (int which = 0; which < 2; ++which) taken = multiply(product(phase, which), taken);
-    if constexpr (sizeof(T) < sizeof(float)) {
-      if (phase == Phase::kProject && routed()) multiply(code<float>(), taken);
-    }
+    for (int which = 0; which < (sizeof(T) == sizeof(float) ? 3 : 2); ++which)
+      taken = multiply<T>(state_.products[which], taken);
+    if constexpr (sizeof(T) < sizeof(float)) multiply<float>(state_.products[2], taken);
   }
 
-  // The router's first product.
-  template <class U>
-  __device__ Product<U> code() const {
-    Product<U> p{args_};
-    p.rows = &state_.all;
-    p.x = args_.h;
-    p.norm = layer().input_norm;
-    p.y = args_.encoded;
-    p.w = &layer().router.enc;
-    return p;
-  }
-
-  // The products of a phase, but for a code of another type.
-  __device__ Product<T> product(Phase phase, int which) const {
+  // The products of a phase, by one thread.
+  __device__ void describe(Phase phase) {
     const LayerWeights& w = layer();
-    Product<T> p{args_};
-    const auto gated = [&](const RowList& rows, const PackedMatrix& gate, const PackedMatrix& up) {
-      p.kind = ProductKind::kGated;
-      p.rows = &rows;
-      p.x = args_.h;
-      p.norm = w.post_attention_norm;
-      p.y = args_.activation;
-      p.w = &gate;
-      p.second = &up;
-    };
-    const auto added = [&](const RowList& rows, const float* x, const PackedMatrix& matrix) {
-      p.kind = ProductKind::kAdd;
-      p.rows = &rows;
-      p.x = x;
-      p.y = args_.h;
-      p.w = &matrix;
-    };
-    if (phase == Phase::kProject && which == 0) {
-      p.kind = ProductKind::kProject;
-      p.rows = &state_.all;
-      p.x = args_.h;
-      p.norm = w.input_norm;
-      p.y = args_.q;
-      p.w = &w.q;
-      p.second = &w.k;
-      p.third = &w.v;
-      p.layer = index_;
-    } else if (phase == Phase::kProject) {
-      if constexpr (sizeof(T) == sizeof(float)) {
-        if (routed()) return code<T>();
-      }
-    } else if (phase == Phase::kMix && which == 0) {
-      if (routed()) gated(state_.skipped, w.adapter_gate, w.adapter_up);
-    } else if (phase == Phase::kJoin && which == 0) {
-      added(running(), args_.attention, w.o);
-      p.scaled = false;
-    } else if (phase == Phase::kJoin) {
-      if (routed()) added(state_.skipped, args_.activation, w.adapter_down);
-    } else if (phase == Phase::kExpand && which == 0) {
-      gated(running(), w.gate, w.up);
-    } else if (phase == Phase::kReduce && which == 0) {
-      added(running(), args_.activation, w.down);
-    } else if (phase == Phase::kLogits && which == 0) {
-      p.rows = &state_.logits;
-      p.x = args_.h;
-      p.norm = args_.final_norm;
-      p.y = args_.logits;
-      p.renumber = true;
-      p.w = &state_.lm_head;
+    Product* p = state_.products;
+    p[0].rows = p[1].rows = p[2].rows = nullptr;
+    switch (phase) {
+      case Phase::kProject:
+        put(p[0], ProductKind::kProject, state_.all, args_.h, w.input_norm, args_.q, w.q);
+        p[0].second = &w.k;
+        p[0].third = &w.v;
+        p[0].layer = index_;
+        if (routed())
+          put(p[2], ProductKind::kStore, state_.all, args_.h, w.input_norm, args_.encoded,
+              w.router.enc);
+        break;
+      case Phase::kMix:
+        if (routed()) put_gated(p[0], state_.skipped, w.adapter_gate, w.adapter_up);
+        break;
+      case Phase::kJoin:
+        put(p[0], ProductKind::kAdd, running(), args_.attention, nullptr, args_.h, w.o);
+        p[0].scaled = false;
+        if (routed()) put_down(p[1], state_.skipped, w.adapter_down);
+        break;
+      case Phase::kExpand:
+        put_gated(p[0], running(), w.gate, w.up);
+        break;
+      case Phase::kReduce:
+        put_down(p[0], running(), w.down);
+        break;
+      case Phase::kLogits:
+        put(p[0], ProductKind::kStore, state_.logits, args_.h, args_.final_norm, args_.logits,
+            state_.lm_head);
+        p[0].renumber = true;
+        break;
+      case Phase::kEnd:
+        break;
     }
-    return p;
   }
+
+  __device__ void put(Product& p, ProductKind kind, const RowList& rows, const float* x,
+                      const float* norm, float* y, const PackedMatrix& w) const {
+    p.kind = kind;
+    p.renumber = false;
+    p.scaled = true;
+    p.rows = &rows;
+    p.x = x;
+    p.norm = norm;
+    p.y = y;
+    p.w = &w;
+  }
+  __device__ void put_gated(Product& p, const RowList& rows, const PackedMatrix& gate,
+                            const PackedMatrix& up) const {
+    put(p, ProductKind::kGated, rows, args_.h, layer().post_attention_norm, args_.activation, gate);
+    p.second = &up;
+  }
+  __device__ void put_down(Product& p, const RowList& rows, const PackedMatrix& down) const {
+    put(p, ProductKind::kAdd, rows, args_.activation, nullptr, args_.h, down);
+  }
+
+  __device__ Input input(const Product& p) const { return {{}, p.w->k, p.norm, args_.eps}; }
 
   // The block's share of a product; taken: tasks of the phase before it. Returns these with its
   // own.
   template <class U>
-  __device__ int64_t multiply(const Product<U>& p, int64_t taken) {
+  __device__ int64_t multiply(const Product& p, int64_t taken) {
     if (p.rows == nullptr || p.rows->count == 0) return taken;
-    const int64_t tasks = matvec_blocks(p.units(), kPairs);
+    const ProductOp<U> op{p, args_};
+    const int64_t tasks = matvec_blocks(op.units(), kPairs);
     int64_t task = first_task(taken);
     if (task >= tasks) return taken + tasks;
-    const Input in{{}, p.w->k, p.norm, args_.eps};
-    const RowList& rows = *p.rows;
+    const Input in = input(p);
+    const int32_t count = p.rows->count;
     dev::sync_block();  // what was in shared memory has been read
-    find_rows<M>(in, rows.count, [&](int m) { return p.x + rows.number[m] * in.k; }, shared_);
+    find_rows<M>(in, count, [&](int m) { return p.x + p.rows->number[m] * in.k; }, shared_);
     const bool whole = in.k <= matvec_chunk<M>(in.k);
     for (bool staged = false; task < tasks; task += dev::blocks()) {
-      multiply_rows<U, M, kPairs>(in, 0, rows.count, p, shared_, task, staged);
+      if (task + dev::blocks() < tasks) prefetch_first<U, kPairs>(in, op, task + dev::blocks());
+      multiply_rows<U, M, kPairs>(in, 0, count, op, shared_, task, staged);
       staged = whole;
       if (!whole) dev::sync_block();
     }
@@ -252,7 +248,9 @@ class Walk {
     dev::sync_block();
   }
 
-  // The block's share of the attention of the rows that run. Returns the number of tasks.
+  // The block's share of the attention of the rows that run, L lanes a token. Returns the number of
+  // tasks.
+  template <int L>
   __device__ int64_t attend() {
     const KvLayout& layout = args_.pages.layout;
     const int64_t width = args_.num_heads * layout.head_dim;
@@ -270,10 +268,13 @@ class Walk {
                                   args_.counters,
                                   false};
     const RowList& rows = running();
-    const int64_t parts = layout.num_kv_heads * head_parts(args_.num_heads, layout.num_kv_heads);
-    const int64_t tasks = rows.count * parts * args_.max_pages;
-    for (int64_t task = dev::block(); task < tasks; task += dev::blocks()) {
-      const int64_t nth = task % args_.max_pages, part = task / args_.max_pages;
+    const int max_pages = static_cast<int>(args_.max_pages);
+    const int parts =
+        static_cast<int>(layout.num_kv_heads * head_parts(args_.num_heads, layout.num_kv_heads));
+    const int tasks = rows.count * parts * max_pages;
+    for (int task = static_cast<int>(dev::block()); task < tasks;
+         task += static_cast<int>(dev::blocks())) {
+      const int nth = task % max_pages, part = task / max_pages;
       const PageOf<T, L> page(attention, rows.number[part / parts], part % parts, nth);
       if (nth >= page.num_pages) continue;
       dev::sync_block();  // what was in shared memory has been read
@@ -287,23 +288,23 @@ class Walk {
   const PersistentArgs& args_;
   float* shared_;
   PersistentState& state_;
-  int64_t index_ = 0;  // of the layer
+  int index_ = 0;  // of the layer
 };
 
-// Blocks of a multiprocessor that registers must leave room for: attention takes more of them than
-// a product of one row.
-constexpr int persistent_resident(int m) { return m == 1 ? 4 : matvec_resident(m); }
+// Blocks of a multiprocessor that registers must leave room for: all phases share them, and the
+// fewer blocks there are, the sooner all have come to a barrier.
+constexpr int persistent_resident(int m) { return m == 1 ? 3 : 2; }
 
-template <class T, int M, int L>
+template <class T, int M>
 __global__ void __launch_bounds__(kMatvecThreads, persistent_resident(M))
     persistent_kernel(const __grid_constant__ PersistentArgs args, const int64_t state_at) {
   static_assert(kMatvecThreads == kAttentionThreads);
   dev::await_inputs();
   auto* shared = dev::shared_memory<float>();
-  Walk<T, M, L>(args, shared, *reinterpret_cast<PersistentState*>(shared + state_at)).run();
+  Walk<T, M>(args, shared, *reinterpret_cast<PersistentState*>(shared + state_at)).run();
 }
 
-template <class T, int M, int L>
+template <class T, int M>
 void launch_pass(const PersistentArgs& args, const Context& context) {
   const KvLayout& layout = args.pages.layout;
   const int64_t inputs = std::max({args.embedding.k, args.num_heads * layout.head_dim,
@@ -312,7 +313,7 @@ void launch_pass(const PersistentArgs& args, const Context& context) {
       std::max(matvec_shared_bytes<M>(inputs), attention_shared_bytes(layout.head_dim));
   const int64_t state_at = ceil_div(static_cast<int64_t>(phase), sizeof(Chunk)) *
                            static_cast<int64_t>(sizeof(Chunk) / sizeof(float));
-  dev::launch_resident("persistent_pass", persistent_kernel<T, M, L>, kMatvecThreads,
+  dev::launch_resident("persistent_pass", persistent_kernel<T, M>, kMatvecThreads,
                        static_cast<size_t>(state_at) * sizeof(float) + sizeof(PersistentState),
                        context, args, state_at);
 }
@@ -330,11 +331,8 @@ void persistent_pass(const PersistentArgs& args, const Context& context) {
         "persistent_pass: weights and cache have different types");
   with_type(layout.dtype, [&](auto type) {
     using T = decltype(type);
-    with_rows<T>(args.rows, [&](auto rows) {
-      constexpr int kRows = decltype(rows)::value;
-      layout.head_dim <= 64 ? launch_pass<T, kRows, 8>(args, context)
-                            : launch_pass<T, kRows, 16>(args, context);
-    });
+    with_rows<T>(args.rows,
+                 [&](auto rows) { launch_pass<T, decltype(rows)::value>(args, context); });
   });
 }
 

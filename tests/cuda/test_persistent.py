@@ -44,7 +44,7 @@ def filled(engine, starts):
         cache = engine.new_cache(ROOM)
         cache.reserve(start + 4)
         cache.extend_with_zeros(start)
-        for page in cache._pages:
+        for page in cache.pages:
             values = torch.randn(page.nbytes // engine.dtype.itemsize, generator=generator)
             page.view(engine.dtype).copy_(values)
         caches.append(cache)
@@ -60,7 +60,7 @@ def steps(engine, starts, count=2, **routing):
         own = {} if masks is None else {"mask": masks[number]}
         step = engine.forward(tokens.int(), [1] * len(starts), caches, **routing, **own)
         made += [step.logits.clone(), step.gates.nan_to_num(7), step.ran]
-    return [*made, *(page.cpu().clone() for cache in caches for page in cache._pages)]
+    return [*made, *(page.cpu().clone() for cache in caches for page in cache.pages)]
 
 
 def assert_same_bits(make, model, dtype, starts, **routing):
