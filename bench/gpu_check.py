@@ -222,7 +222,10 @@ def test_steps() -> list[Step]:
 
 def engine_test_steps() -> list[Step]:
     """The engine's tests on the device."""
-    files = [f"tests/cuda/test_{name}.py" for name in ("engine", "decode", "generate")]
+    files = [
+        f"tests/cuda/test_{name}.py"
+        for name in ("engine", "persistent", "choice", "decode", "generate")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *files]
     return [run_step("tests on the device", command, 240, FLEXIDEPTH_TEST_DEVICE="cuda")]
 

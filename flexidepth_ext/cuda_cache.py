@@ -47,6 +47,11 @@ class CudaKVCache:
         return len(self._pages) * self._page_bytes
 
     @property
+    def pages(self) -> tuple[Tensor, ...]:
+        """The pages, uint8 on the device, for tests."""
+        return tuple(self._pages)
+
+    @property
     def num_pages(self) -> int:
         """Pages that the tokens held reach into."""
         return -(-self._length // PAGE_TOKENS)

@@ -3,7 +3,7 @@
 A graph holds a whole step, from the embedding to the draw and to the next position. Everything that changes between
 steps or runs (tokens, positions, page tables, thresholds, masks, how a token is drawn) lies in device memory that the
 graph reads, so a graph is captured once for each number of sequences, each doubling of the context and each way to
-route.
+route, its pass in the faster one of two forms (cuda_choice.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .cuda_cache import PAGE_TOKENS, CudaKVCache
+from .cuda_choice import PassChoice, measure
 from .cuda_tensors import pack_sampling
 from .errors import ShapeError, ValueOutOfRangeError
 from .forward_arguments import ROUTING
@@ -101,18 +102,23 @@ class DecodeState:
         self.ring_ran = host(RING, rows, routed, dtype=u8)
         self.host_masks = [host(rows, routed, dtype=u8) for _ in range(RING)]
         self._graphs: OrderedDict[tuple[int, int, int], Graph] = OrderedDict()
+        self.choices: dict[tuple[int, int], PassChoice] = {}  # by pages and way to route
 
     def graph(self, pages: int, routing: int) -> Graph:
         """The step over a context of up to `pages` pages, rounded up to a power of two."""
         bucket = min(1 << (pages - 1).bit_length(), self.engine.decode_scratch.pages)
         key = bucket, routing, self.engine.prefetch_bytes
         if self.engine.check:
-            return _Uncaptured(lambda: self._launch(bucket, routing))
+            forced = self.engine.persistent is True
+            return _Uncaptured(lambda: self._launch(bucket, routing, forced))
         if key not in self._graphs:
+            persistent = self._chosen(bucket, routing)
             # A capture may run the step to load its kernels, and a run moves everything on.
             kept = [self.tokens, self.positions, self.draws, self.step]
             before = [tensor.clone() for tensor in kept]
-            self._graphs[key] = self.engine.runtime.capture(lambda: self._launch(bucket, routing))
+            self._graphs[key] = self.engine.runtime.capture(
+                lambda: self._launch(bucket, routing, persistent)
+            )
             for tensor, value in zip(kept, before, strict=True):
                 tensor.copy_(value)
             if len(self._graphs) > _MOST_GRAPHS:
@@ -120,12 +126,27 @@ class DecodeState:
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
-    def _launch(self, pages: int, routing: int) -> None:
-        engine, module = self.engine, self.engine.runtime.module
-        stream, rows = engine.runtime.stream, self.rows
+    def _chosen(self, pages: int, routing: int) -> bool:
+        """Whether the pass is persistent. Measured on what the step is about to compute: it writes the same again."""
+        engine, key = self.engine, (pages, routing)
+        if engine.persistent is not None:
+            return engine.persistent
+        if key not in self.choices:
+            (name,) = (n for n, number in ROUTING.items() if number == routing)
+            self.choices[key] = measure(
+                engine.runtime,
+                lambda persistent: self._launch_pass(pages, routing, persistent),
+                self.rows,
+                pages,
+                name,
+            )
+        return self.choices[key].chose_persistent
+
+    def _launch_pass(self, pages: int, routing: int, persistent: bool) -> None:
+        engine = self.engine
         engine.native.run(
-            stream,
-            rows,
+            engine.runtime.stream,
+            self.rows,
             False,
             self.tokens.data_ptr(),
             self.positions.data_ptr(),
@@ -136,7 +157,7 @@ class DecodeState:
             self.mask.data_ptr(),
             self.thresholds.data_ptr(),
             0,
-            rows,
+            self.rows,
             self.logits.data_ptr(),
             self.gates.data_ptr(),
             self.ran.data_ptr(),
@@ -144,7 +165,13 @@ class DecodeState:
             engine.prefetch_bytes,
             engine.overlap,
             engine.check,
+            persistent,
         )
+
+    def _launch(self, pages: int, routing: int, persistent: bool) -> None:
+        engine, module = self.engine, self.engine.runtime.module
+        stream, rows = engine.runtime.stream, self.rows
+        self._launch_pass(pages, routing, persistent)
         module.sample(
             stream,
             module.Rows(self.logits.data_ptr(), rows, engine.vocab_size),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .cuda_cache import PAGE_TOKENS, CudaKVCache
+from .cuda_choice import PassChoice, forced_form, may_pay
 from .cuda_decode import DecodeRun, DecodeState, Sampling, check_faults
 from .cuda_prompt import PromptPass, PromptRouting, PromptRows, torch_multiplies
 from .cuda_runtime import CudaRuntime, Runtime
@@ -71,10 +72,14 @@ class CudaEngine:
             whether they are needed; None = FLEXIDEPTH_CUDA_PREFETCH_KB, or 0.
         check: wait for each kernel, so that an error names the op that it is of; slow. None = whether
             FLEXIDEPTH_CUDA_DEBUG is 1.
+        persistent: whether passes of up to 8 rows, one a sequence, are one kernel instead of many; None = as
+            FLEXIDEPTH_CUDA_PERSISTENT says, 0 or 1, and without it as measured, for graphs of models that are small
+            enough (cuda_choice.py). The results are the same bits.
         runtime: of the device; None = the current CUDA device's.
 
     Raises:
-        UnsupportedError: no CUDA here, or a head_dim that the kernels do not have. OutOfMemoryError.
+        UnsupportedError: no CUDA here, a head_dim that the kernels do not have, or persistent passes with a strict
+            router. OutOfMemoryError.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class CudaEngine:
         overlap: bool | None = None,
         prefetch_kb: int | None = None,
         check: bool | None = None,
+        persistent: bool | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         if dtype not in DTYPES:
@@ -102,6 +108,7 @@ class CudaEngine:
                 f"engine: head_dim is {config.head_dim}; the CUDA kernels take multiples of 8 up to {_MAX_HEAD_DIM}, "
                 "use device='cpu'"
             )
+        self.persistent = forced_form(strict_router, persistent)
         self.runtime = CudaRuntime() if runtime is None else runtime
         self.config, self.dtype, self.max_rows = config, dtype, max_rows
         positions = int(config.max_position_embeddings)
@@ -136,7 +143,22 @@ class CudaEngine:
             self.decode_scratch = Scratch(self, MAX_DECODE_ROWS, pages, prompt=False)
             self._prompt_scratch = Scratch(self, self._rows_at_once(pages), pages, prompt=True)
         self.native.finish_loading()
+        self._layer_table: Tensor | None = None
+        nbytes = {name: tensor.nbytes for name, tensor in self.weights.items()}
+        if self.persistent is None and not may_pay(nbytes):
+            self.persistent = False
+        if self.persistent is not False:
+            self._set_layer_table()
         self._decoding: dict[int, DecodeState] = {}  # by number of sequences
+
+    def _set_layer_table(self) -> None:
+        """Where each layer's weights are, for the persistent kernel, on the device."""
+        table = torch.empty(self.native.layer_table_bytes, dtype=torch.uint8)
+        self.native.write_layer_table(table.data_ptr())
+        with self.memory_errors("load the model"), self.runtime.active():
+            self._layer_table = table.to(self.device)
+            self.runtime.synchronize()
+        self.native.set_layer_table(self._layer_table.data_ptr())
 
     @property
     def device(self) -> torch.device:
@@ -147,6 +169,11 @@ class CudaEngine:
     def weight_bytes(self) -> int:
         """Bytes of weights in device memory."""
         return sum(tensor.nbytes for tensor in self.weights.values())
+
+    @property
+    def pass_choices(self) -> list[PassChoice]:
+        """What was measured so far to choose between the two forms of decoding passes."""
+        return [choice for state in self._decoding.values() for choice in state.choices.values()]
 
     @property
     def closed(self) -> bool:
@@ -295,6 +322,7 @@ class CudaEngine:
             self.prefetch_bytes,
             self.overlap,
             self.check,
+            self.persistent is True and not prompt,
         )
         return StepResult(logits.cpu(), gates.cpu(), ran.cpu())
 
@@ -387,6 +415,7 @@ class CudaEngine:
             self._closed = True
             self.weights.clear()
             self._decoding.clear()
+            self._layer_table = None
             del self.decode_scratch, self._prompt_scratch, self.thresholds, self.inv_freq
             self.runtime.give_back()
 

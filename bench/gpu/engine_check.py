@@ -26,7 +26,8 @@ _WORST = 2.0  # times the error of torch in the same type
 class EngineCheck:
     """Root mean squares of the logits' errors against float32 on the same decisions: of a prompt, of the same text
     token by token, and of torch in the same type. agreement: share of decisions farther than 0.02 from the threshold
-    that are float32's. same_tokens: whether graphs chose the tokens that single passes chose."""
+    that are float32's. same_tokens: whether graphs chose the tokens that single passes chose. same_bits: whether
+    persistent passes gave the bits of those of many kernels."""
 
     model: str
     dtype: str
@@ -35,13 +36,14 @@ class EngineCheck:
     torch_error: float
     agreement: float
     same_tokens: bool
+    same_bits: bool
 
     @property
     def ok(self) -> bool:
         """Whether it is as exact as it has to be."""
         worst = max(self.prompt_error, self.token_error)
         exact = worst <= _WORST * max(self.torch_error, 1e-6)
-        return exact and self.agreement >= _SETTLED and self.same_tokens
+        return exact and self.agreement >= _SETTLED and self.same_tokens and self.same_bits
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -93,6 +95,7 @@ def check_engine(
         error(theirs.logits[0]),
         agreement,
         same,
+        _same_bits(config, weights, dtype, runtime, ids),
     )
 
 
@@ -111,6 +114,38 @@ def _same_tokens(engine: CudaEngine, ids: Tensor, count: int = 12) -> bool:
             run.launch()
         ahead += run.collect().tokens
     return plain == ahead
+
+
+def _same_bits(
+    config: FlexiDepthConfig,
+    weights: list[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    runtime: Runtime,
+    ids: Tensor,
+    count: int = 3,
+) -> bool:
+    """Logits, gates, decisions and caches of one, two and all of three sequences side by side, in both forms."""
+    found: list[list[Tensor]] = []
+    starts = [len(ids), len(ids) // 2, 3]
+    for persistent in (False, True):
+        engine = CudaEngine(
+            config, weights, dtype=dtype, runtime=runtime, max_rows=len(ids), persistent=persistent
+        )
+        caches = [engine.new_cache(len(ids) + 3 * count) for _ in starts]
+        for start, cache in zip(starts, caches, strict=True):
+            engine.forward(ids[:start].clone(), [start], [cache])
+        made: list[Tensor] = []
+        for number in range(3 * count):
+            beside = caches[: number // count + 1]
+            tokens = ids[number : number + len(beside)].clone()
+            step = engine.forward(tokens, [1] * len(beside), beside)
+            made += [step.logits, step.gates, step.ran]
+        for cache in caches:
+            cache.poison_unused()
+            made += [page.cpu() for page in cache.pages]
+        engine.close()
+        found.append(made)
+    return all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def _torch_model(

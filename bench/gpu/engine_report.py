@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flexidepth.plots import new_figure
+from flexidepth_ext.cuda_choice import PassChoice
 
 from .engine_check import EngineCheck
 from .engine_peers import PeerRow
@@ -16,16 +17,25 @@ from .predictions import Beside, span
 
 @dataclass
 class EngineReport:
-    """Of one model; overlap: whether kernels began while those before them ended."""
+    """Of one model; overlap: whether kernels began while those before them ended. persistent: whether a decoding pass
+    was one kernel. choices: times of both forms, and what an engine that is free to choose would take."""
 
     model: str
     overlap: bool
     routed: int
+    persistent: bool = False
     decode: list[DecodeRow] = field(default_factory=list)
     prefetch: list[PrefetchRow] = field(default_factory=list)
     prompts: list[PromptRow] = field(default_factory=list)
     peers: list[PeerRow] = field(default_factory=list)
+    choices: list[PassChoice] = field(default_factory=list)
     said: str = ""  # what stopped it, if something did
+
+    @property
+    def title(self) -> str:
+        """The model, and what is particular about how it was run."""
+        form = ", one persistent kernel" if self.persistent else ""
+        return f"{self.model}{', kernels overlap' if self.overlap else ''}{form}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -33,10 +43,12 @@ class EngineReport:
             "model": self.model,
             "overlap": self.overlap,
             "routed": self.routed,
+            "persistent": self.persistent,
             "decode": [row.to_dict() for row in self.decode],
             "prefetch": [row.to_dict() for row in self.prefetch],
             "prompts": [row.to_dict() for row in self.prompts],
             "peers": [row.to_dict() for row in self.peers],
+            "choices": [choice.to_dict() for choice in self.choices],
             "said": self.said,
         }
 
@@ -46,20 +58,22 @@ def check_lines(checks: Sequence[EngineCheck]) -> list[str]:
     lines = [
         "## Engine against float32 on the same decisions",
         "",
-        "| model | type | error, prompt | error, token by token | torch's error | decisions alike | graphs' tokens | |",
-        "|---|---|--:|--:|--:|--:|---|---|",
+        "| model | type | error, prompt | error, token by token | torch's error | decisions alike | graphs' tokens "
+        "| persistent pass | |",
+        "|---|---|--:|--:|--:|--:|---|---|---|",
     ]
     for c in checks:
         lines.append(
             f"| {c.model} | {c.dtype} | {c.prompt_error:.4f} | {c.token_error:.4f} | {c.torch_error:.4f} "
-            f"| {c.agreement:.2%} | {'alike' if c.same_tokens else 'DIFFER'} | {'ok' if c.ok else 'FAILED'} |"
+            f"| {c.agreement:.2%} | {'alike' if c.same_tokens else 'DIFFER'} "
+            f"| {'same bits' if c.same_bits else 'OTHER BITS'} | {'ok' if c.ok else 'FAILED'} |"
         )
     return lines
 
 
 def engine_lines(report: EngineReport) -> list[str]:
     """Tables of one model."""
-    lines = ["", f"## {report.model}{', kernels overlap' if report.overlap else ''}", ""]
+    lines = ["", f"## {report.title}", ""]
     if report.said:
         lines += [report.said, ""]
     lines += [
@@ -79,6 +93,18 @@ def engine_lines(report: EngineReport) -> list[str]:
             + " | | | | | |"
         )
     lines += _prefetch_lines(report.prefetch)
+    if report.choices:
+        lines += [
+            "",
+            "| sequences | pages | routing | ms of many kernels | ms of a persistent one | chosen |",
+            "|--:|--:|---|--:|--:|---|",
+        ]
+    for c in report.choices:
+        persistent = c.said if c.persistent is None else f"{c.persistent * 1e3:.3f}"
+        lines.append(
+            f"| {c.sequences} | {c.pages} | {c.routing} | {c.kernels * 1e3:.3f} | {persistent} "
+            f"| {'persistent' if c.chose_persistent else 'many kernels'} |"
+        )
     if report.prompts:
         lines += [
             "",
@@ -159,5 +185,5 @@ def engine_figure(reports: Sequence[EngineReport], title: str) -> Any:
         axis.set_ylabel("tokens per second")
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=8)
-        axis.set_title(f"{report.model}, {title}", fontsize=9)
+        axis.set_title(f"{report.title}, {title}", fontsize=9)
     return figure

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 
 import torch
 
+from flexidepth.checkpoints.checkpoint import expected_shapes
+from flexidepth.config import FlexiDepthConfig
+from flexidepth_ext.cuda_choice import may_pay
 from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.cuda_runtime import CudaRuntime, Runtime
 
@@ -14,7 +18,7 @@ from ..models import model_config, random_weights
 from .engine_check import EngineCheck, check_engine
 from .engine_peers import time_peers
 from .engine_report import EngineReport
-from .engine_timing import time_decode, time_prefetch, time_prompts
+from .engine_timing import time_decode, time_forms, time_prefetch, time_prompts
 
 _CONTEXTS = (128, 4096)
 _BATCHES = (1, 2, 4, 8)
@@ -44,7 +48,8 @@ def run(
     prompt: int = _PROMPT,
     steps: int = 48,
 ) -> None:
-    """Check, and, if the checks are good, time each model, without and, where the device can, with overlap.
+    """Check, and, if the checks are good, time each model: without overlap, with it where the device can, and, where
+    the model is small enough, with persistent passes.
 
     Peers come last; gpt_fast: a checkout of it, timed among them. checks, reports: filled as results come, and `save`
     is called after each: nothing is lost to what comes later.
@@ -59,20 +64,32 @@ def run(
         return
     for name in names:
         runtime = make_runtime()
-        for overlap in (False, True) if runtime.can_overlap else (False,):
-            notify(f"time: {name}{', kernels overlap' if overlap else ''}")
-            report = EngineReport(name, overlap, model_config(name).num_routed_layers)
+        config = model_config(name)
+        for overlap, persistent in _variants(config, runtime):
+            report = EngineReport(name, overlap, config.num_routed_layers, persistent)
+            notify(f"time: {report.title}")
             reports.append(report)
             _time(report, runtime, bandwidth, contexts, batches, prompt, steps)
             save()
     for report in reports if peers else []:
-        if not report.overlap:
+        if not report.overlap and not report.persistent:
             notify(f"peers: {report.model}")
             config, device = model_config(report.model), make_runtime().device
             report.peers = time_peers(
                 config, torch.bfloat16, device, contexts[0], gpt_fast=gpt_fast
             )
             save()
+
+
+def _variants(config: FlexiDepthConfig, runtime: Runtime) -> list[tuple[bool, bool]]:
+    """With overlap, persistent: what is worth timing."""
+    nbytes = {name: 2 * prod(shape) for name, shape in expected_shapes(config).items()}
+    variants = [(False, False)]
+    if runtime.can_overlap:
+        variants.append((True, False))
+    if may_pay(nbytes):
+        variants.append((False, True))
+    return variants
 
 
 def _time(
@@ -87,24 +104,36 @@ def _time(
     """Fill a report; what goes wrong is said in it."""
     config = model_config(report.model)
     skips = sorted({round(i * report.routed / _SKIP_STEPS) for i in range(_SKIP_STEPS + 1)})
-    engine = None
-    try:
-        engine = CudaEngine(
-            config,
-            random_weights(config, torch.bfloat16, runtime.device),
-            dtype=torch.bfloat16,
-            overlap=report.overlap,
-            runtime=runtime,
+    made: list[CudaEngine] = []
+
+    def engine(persistent: bool | None) -> CudaEngine:
+        weights = random_weights(config, torch.bfloat16, runtime.device)
+        made.append(
+            CudaEngine(
+                config,
+                weights,
+                dtype=torch.bfloat16,
+                overlap=report.overlap,
+                persistent=persistent,
+                runtime=runtime,
+            )
         )
+        return made[-1]
+
+    try:
+        timed = engine(report.persistent)
         for context in contexts:
             for batch in batches if context == contexts[0] else batches[:1]:
                 asked = skips if batch == 1 else [0, round(report.routed / 2)]
-                report.decode += time_decode(engine, bandwidth, batch, context, asked, steps)
-        some = sorted({0, round(report.routed / 2), report.routed})
-        report.prefetch = time_prefetch(engine, contexts[0], _PREFETCH_KB, some, steps)
-        report.prompts = time_prompts(engine, prompt, _SHARES)
+                report.decode += time_decode(timed, bandwidth, batch, context, asked, steps)
+        if report.persistent:
+            report.choices = time_forms(engine(None), batches, contexts[0])
+        else:
+            some = sorted({0, round(report.routed / 2), report.routed})
+            report.prefetch = time_prefetch(timed, contexts[0], _PREFETCH_KB, some, steps)
+            report.prompts = time_prompts(timed, prompt, _SHARES)
     except Exception as error:
         report.said = " ".join(f"stopped: {type(error).__name__}: {error}".split())
     finally:
-        if engine is not None:
-            engine.close()
+        for one in made:
+            one.close()

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 
 from flexidepth.config import FlexiDepthConfig
+from flexidepth_ext.cuda_choice import PassChoice
 from flexidepth_ext.cuda_decode import Sampling
 from flexidepth_ext.cuda_engine import CudaEngine
+from flexidepth_ext.forward_arguments import Routing
 
 from ..ideal import flops_of_prompt
 from ..models import skip_masks, step_bytes
 
+_ROUTINGS: tuple[Routing, ...] = ("dense", "router")
 WARM_UP = 8  # steps that are not counted: graphs are captured in them
 
 
@@ -169,6 +172,21 @@ def _step_times(
     for cache in caches:
         cache.release()
     return seconds
+
+
+def time_forms(engine: CudaEngine, batches: Sequence[int], context: int) -> list[PassChoice]:
+    """What an engine that is free to choose measures of its two forms of a pass: dense, and as its routers decide."""
+    for batch in batches:
+        for routing in _ROUTINGS:
+            caches = [engine.new_cache(context + 2) for _ in range(batch)]
+            for cache in caches:
+                cache.extend_with_zeros(context)
+            run = engine.decode(caches, [5] * batch, Sampling(), seeds=[0] * batch, routing=routing)
+            run.launch()
+            run.collect()
+            for cache in caches:
+                cache.release()
+    return engine.pass_choices
 
 
 def time_prompts(

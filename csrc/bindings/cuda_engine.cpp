@@ -16,7 +16,7 @@ void run(const CudaPass& pass, Address stream, int64_t rows, bool prompt, Addres
          Address positions, Address sequences, Address tables, int64_t max_pages, int routing,
          Address mask, Address thresholds, Address logits_rows, int64_t num_logits, Address logits,
          Address gates, Address ran, Address scratch, int64_t scratch_rows, int64_t scratch_pages,
-         int64_t prefetch_bytes, bool overlap, bool check) {
+         int64_t prefetch_bytes, bool overlap, bool check, bool persistent) {
   CudaBatch batch;
   batch.rows = rows;
   batch.prompt = prompt;
@@ -37,6 +37,7 @@ void run(const CudaPass& pass, Address stream, int64_t rows, bool prompt, Addres
   batch.scratch_rows = scratch_rows;
   batch.scratch_pages = scratch_pages;
   batch.prefetch_bytes = prefetch_bytes;
+  batch.persistent = persistent;
   pass.run(batch, {at<void>(stream), overlap, check});
 }
 
@@ -83,6 +84,14 @@ void register_cuda_engine(py::module_& m) {
           },
           py::arg("routed"), py::arg("folded"), py::arg("bias"))
       .def("finish_loading", [](CudaPass& p) { p.weights().finish(); })
+      .def_property_readonly("layer_table_bytes", &CudaPass::layer_table_bytes)
+      .def(
+          "write_layer_table",
+          [](const CudaPass& p, Address to) { p.write_layer_table(at<void>(to)); }, py::arg("to"))
+      .def(
+          "set_layer_table",
+          [](CudaPass& p, Address on_device) { p.set_layer_table(at<const void>(on_device)); },
+          py::arg("on_device"))
       .def("scratch_bytes", &CudaPass::scratch_bytes, py::arg("rows"), py::arg("max_pages"),
            py::arg("prompt"))
       .def_property_readonly("page_bytes", &CudaPass::page_bytes)
@@ -91,7 +100,8 @@ void register_cuda_engine(py::module_& m) {
            py::arg("max_pages"), py::arg("routing"), py::arg("mask"), py::arg("thresholds"),
            py::arg("logits_rows"), py::arg("num_logits"), py::arg("logits"), py::arg("gates"),
            py::arg("ran"), py::arg("scratch"), py::arg("scratch_rows"), py::arg("scratch_pages"),
-           py::arg("prefetch_bytes"), py::arg("overlap"), py::arg("check"));
+           py::arg("prefetch_bytes"), py::arg("overlap"), py::arg("check"),
+           py::arg("persistent") = false);
 }
 
 }  // namespace flexidepth::bindings

@@ -1,217 +1,16 @@
 #include "core/check.h"
+#include "cuda/attention_pages.cuh"
 #include "cuda/attention_tiles.cuh"
-#include "cuda/kv_cache.cuh"
-#include "cuda/launch.cuh"
-#include "cuda/rows.cuh"
-#include "ops/attention.h"
 
 namespace flexidepth::cuda {
 
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * kWarp;
-constexpr int kHeads = 4;          // query heads of a block: they share what it reads
-constexpr int kPartialFloats = 2;  // peak and sum, before head_dim values
-
-// Softmax state of a head after some tokens: peak m, sum l, and the weighted values of the lane's
-// own eight dimensions.
-struct State {
-  float peak[kHeads];
-  float sum[kHeads];
-  float out[kHeads][8];
-};
-
-// s e^(from - to), 0 where there was nothing yet.
-__device__ __forceinline__ float faded(float value, float from, float to) {
-  return from == -INFINITY ? 0.0f : value * expf(from - to);
-}
-
-__device__ __forceinline__ void take(State& state, int h, float score, const float (&v)[8]) {
-  const float peak = fmaxf(state.peak[h], score);
-  const float keep = faded(1.0f, state.peak[h], peak), weight = expf(score - peak);
-  state.peak[h] = peak;
-  state.sum[h] = state.sum[h] * keep + weight;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) state.out[h][j] = fmaf(weight, v[j], state.out[h][j] * keep);
-}
-
-// Joins the states of lanes that are `lanes` apart; both get the result, computed in the same
-// order.
-__device__ __forceinline__ void join_lanes(State& state, int lanes) {
-  const bool second = (dev::thread() & lanes) != 0;
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    const float other_peak = dev::shuffle_xor(state.peak[h], lanes);
-    const float other_sum = dev::shuffle_xor(state.sum[h], lanes);
-    const float peak = fmaxf(state.peak[h], other_peak);
-    const float own = faded(1.0f, state.peak[h], peak), other = faded(1.0f, other_peak, peak);
-    const float a = state.sum[h] * own, b = other_sum * other;
-    state.sum[h] = second ? b + a : a + b;
-    state.peak[h] = peak;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float theirs = dev::shuffle_xor(state.out[h][j], lanes) * other;
-      const float mine = state.out[h][j] * own;
-      state.out[h][j] = second ? theirs + mine : mine + theirs;
-    }
-  }
-}
-
-// A block takes a page (block(0)), some query heads of a KV head (block(1)) and a row (block(2)). L
-// lanes share a token, eight dimensions each. Which lanes and warps take a token depends on its
-// place in the page alone, pages are joined in order, and so a row's result does not depend on the
-// other rows.
 template <class T, int L>
-struct PageOf {
-  static constexpr int kSlots = kThreads / L;  // tokens at a time
-
-  const AttentionArgs& args;
-  const KvLayout& layout = args.pages.layout;
-  int64_t row = dev::block(2);
-  int64_t group = args.num_heads / layout.num_kv_heads;
-  int64_t parts = (group + kHeads - 1) / kHeads;  // blocks that share a KV head
-  int64_t kv_head = dev::block(1) / parts;
-  int64_t first_head = kv_head * group + dev::block(1) % parts * kHeads;
-  int heads = static_cast<int>(
-      (kv_head + 1) * group - first_head < kHeads ? (kv_head + 1) * group - first_head : kHeads);
-  int64_t number = args.index == nullptr ? row : args.index[row];
-  int64_t position = args.positions[number];
-  int64_t begin = args.sliding_window > 0 && position >= args.sliding_window
-                      ? position - args.sliding_window + 1
-                      : 0;
-  int64_t first_page = begin / kPageTokens;
-  int64_t num_pages = position / kPageTokens - first_page + 1;
-  int64_t page = first_page + dev::block(0);
-  int dim = dev::thread() % L * 8;  // the lane's first dimension
-
-  __device__ explicit PageOf(const AttentionArgs& a) : args(a) {}
-  __device__ bool has_dims() const { return dim < layout.head_dim; }
-
-  // States of the page's tokens in shared memory: [kWarps][kHeads][2 + head_dim].
-  __device__ void compute(float* shared) const {
-    const T* keys = layer_of_page<T>(args.pages, args.sequences[number], page) +
-                    key_offset(layout, kv_head, 0) + dim;
-    const T* values = keys + value_offset(layout);
-    float q[kHeads][8];
-    State state;
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      state.peak[h] = -INFINITY;
-      state.sum[h] = 0.0f;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        state.out[h][j] = 0.0f;
-        q[h][j] =
-            h < heads && has_dims()
-                ? row_of(args.q, row)[(first_head + h) * layout.head_dim + dim + j] * args.scale
-                : 0.0f;
-      }
-    }
-    const int64_t base = page * kPageTokens;
-    const int last =
-        static_cast<int>(position - base < kPageTokens ? position - base + 1 : kPageTokens);
-#pragma unroll 2
-    for (int turn = 0; turn < last; turn += kSlots) {  // the same for all lanes: they shuffle
-      const int slot = turn + dev::thread() / L;
-      const bool seen = slot < last && base + slot >= begin;
-      float k[8] = {}, v[8] = {};
-      if (seen && has_dims()) {
-        load_eight<From::kCache>(keys + slot * layout.head_dim, k);
-        load_eight<From::kCache>(values + slot * layout.head_dim, v);
-      }
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        float score = 0.0f;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) score = fmaf(q[h][j], k[j], score);
-#pragma unroll
-        for (int lanes = L / 2; lanes > 0; lanes /= 2) score += dev::shuffle_xor(score, lanes);
-        if (seen) take(state, h, score, v);
-      }
-    }
-#pragma unroll
-    for (int lanes = L; lanes < kWarp; lanes *= 2) join_lanes(state, lanes);
-    if (dev::thread() % kWarp < L && has_dims()) {
-      const int64_t width = kPartialFloats + layout.head_dim;
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        float* to = shared + (dev::thread() / kWarp * kHeads + h) * width;
-        if (dim == 0) {
-          to[0] = state.peak[h];
-          to[1] = state.sum[h];
-        }
-#pragma unroll
-        for (int j = 0; j < 8; ++j) to[kPartialFloats + dim + j] = state.out[h][j];
-      }
-    }
-  }
-
-  // Joins `count` states [2 + head_dim] that are `apart` floats apart, for dimension d.
-  __device__ void join(const float* states, int64_t count, int64_t apart, int64_t d, float& peak,
-                       float& sum, float& out) const {
-    peak = -INFINITY;
-    for (int64_t i = 0; i < count; ++i) peak = fmaxf(peak, states[i * apart]);
-    sum = out = 0.0f;
-    for (int64_t i = 0; i < count; ++i) {
-      const float* state = states + i * apart;
-      const float keep = faded(1.0f, state[0], peak);
-      sum += state[1] * keep;
-      out += state[kPartialFloats + d] * keep;
-    }
-  }
-
-  // [page][2 + head_dim] of a head in scratch.
-  __device__ float* partials(int64_t head) const {
-    return args.scratch +
-           (row * args.num_heads + head) * args.max_pages * (kPartialFloats + layout.head_dim);
-  }
-
-  __device__ void finish(float* shared) const {
-    const int64_t width = kPartialFloats + layout.head_dim;
-    for (int64_t at = dev::thread(); at < heads * layout.head_dim; at += kThreads) {
-      const int64_t h = at / layout.head_dim, d = at % layout.head_dim;
-      float peak, sum, out;
-      join(shared + h * width, kWarps, kHeads * width, d, peak, sum, out);
-      if (num_pages == 1) {
-        row_of(args.out, row)[(first_head + h) * layout.head_dim + d] = out / sum;
-        continue;
-      }
-      float* to = partials(first_head + h) + (page - first_page) * width;
-      if (d == 0) {
-        to[0] = peak;
-        to[1] = sum;
-      }
-      to[kPartialFloats + d] = out;
-    }
-    if (num_pages == 1) return;
-    // The block that comes last joins the pages.
-    auto* last = reinterpret_cast<int32_t*>(shared + kWarps * kHeads * width);
-    dev::fence();
-    dev::sync_block();
-    int32_t* counter = args.counters + row * layout.num_kv_heads * parts + dev::block(1);
-    if (dev::thread() == 0) {
-      dev::fence();
-      *last = dev::fetch_add(counter, 1) == num_pages - 1;
-    }
-    dev::sync_block();
-    if (*last == 0) return;
-    dev::fence();
-    for (int64_t at = dev::thread(); at < heads * layout.head_dim; at += kThreads) {
-      const int64_t h = at / layout.head_dim, d = at % layout.head_dim;
-      float peak, sum, out;
-      join(partials(first_head + h), num_pages, width, d, peak, sum, out);
-      row_of(args.out, row)[(first_head + h) * layout.head_dim + d] = out / sum;
-    }
-    if (dev::thread() == 0) *counter = 0;
-  }
-};
-
-template <class T, int L>
-__global__ void __launch_bounds__(kThreads) attention_kernel(const AttentionArgs args) {
+__global__ void __launch_bounds__(kAttentionThreads) attention_kernel(const AttentionArgs args) {
   dev::await_inputs();
   if (dev::block(2) >= live_rows(args.q)) return;
-  const PageOf<T, L> page(args);
+  const PageOf<T, L> page(args, dev::block(2), dev::block(1), dev::block(0));
   if (dev::block(0) >= page.num_pages) return;
   auto* shared = dev::shared_memory<float>();
   page.compute(shared);
@@ -221,13 +20,12 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const AttentionArgs
 
 template <class T, int L>
 void run(const AttentionArgs& args, const Context& context) {
-  const int64_t group = args.num_heads / args.pages.layout.num_kv_heads;
-  const size_t floats =
-      static_cast<size_t>(kWarps * kHeads * (kPartialFloats + args.pages.layout.head_dim)) + 1;
-  dev::launch("attention", attention_kernel<T, L>,
-              grid_of(args.max_pages, args.pages.layout.num_kv_heads * ceil_div(group, kHeads),
-                      args.q.count),
-              kThreads, floats * sizeof(float), context, args);
+  const KvLayout& layout = args.pages.layout;
+  dev::launch(
+      "attention", attention_kernel<T, L>,
+      grid_of(args.max_pages, layout.num_kv_heads * head_parts(args.num_heads, layout.num_kv_heads),
+              args.q.count),
+      kAttentionThreads, attention_shared_bytes(layout.head_dim), context, args);
 }
 
 template <class T, int D>

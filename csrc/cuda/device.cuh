@@ -28,6 +28,16 @@ struct alignas(16) Chunk {  // what one load instruction brings
   uint32_t word[4];
 };
 
+// The barrier of a grid is one number: every block adds to it, together they change its highest bit
+// and leave the others at 0, so that it serves the next barrier and the next launch as it is.
+constexpr uint32_t kGridBit = 0x80000000u;
+constexpr uint32_t grid_arrival(int64_t block, int64_t blocks) {
+  return block == 0 ? kGridBit - static_cast<uint32_t>(blocks - 1) : 1u;
+}
+constexpr bool grid_passed(uint32_t before, uint32_t now) {
+  return ((before ^ now) & kGridBit) != 0;
+}
+
 #ifndef FD_EMULATE
 namespace dev {
 
@@ -35,6 +45,8 @@ __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); 
 __device__ __forceinline__ int64_t block(int axis = 0) {
   return axis == 0 ? blockIdx.x : axis == 1 ? blockIdx.y : blockIdx.z;
 }
+
+__device__ __forceinline__ int64_t blocks() { return gridDim.x; }
 
 template <class T>
 __device__ __forceinline__ T* shared_memory() {
@@ -106,6 +118,35 @@ __device__ __forceinline__ void fetch_max(uint64_t* at, uint64_t value) {
 }
 // What this thread wrote is seen by other blocks before what it writes next.
 __device__ __forceinline__ void fence() { __threadfence(); }
+
+// The barrier of all blocks of a cooperative launch (launch_resident), in two halves: between them
+// a thread touches nothing that kernels write, and may bring weights closer. The second half takes
+// what the first one gave. barrier: one number, 0 before its first use.
+//
+// What any thread wrote before is read by any thread behind it, with plain loads: sync_block puts
+// the block's writes before its first thread's release, the acquire that sees all releases puts
+// them before what this block's threads do behind their sync_block, and it drops the L1 cache's old
+// lines, which are those of the whole multiprocessor. Loads of the non-coherent way (load_once)
+// have no part in this order: they are for weights.
+__device__ __forceinline__ uint32_t arrive_at_grid(uint32_t* barrier) {
+  __syncthreads();
+  uint32_t before = 0;
+  if (threadIdx.x == 0)
+    asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(barrier), "r"(grid_arrival(blockIdx.x, gridDim.x))
+                 : "memory");
+  return before;
+}
+__device__ __forceinline__ void wait_for_grid(uint32_t* barrier, uint32_t before) {
+  if (threadIdx.x == 0) {
+    uint32_t now;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(barrier) : "memory");
+    } while (!grid_passed(before, now));
+  }
+  __syncthreads();
+}
 
 // Two values, rounded to nearest even, `low` in the lower half.
 __device__ __forceinline__ uint32_t pack(float low, float high, BFloat16) {

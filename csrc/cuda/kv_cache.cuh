@@ -32,4 +32,15 @@ __device__ __forceinline__ int64_t value_offset(const KvLayout& layout) {
   return layout.num_kv_heads * kPageTokens * layout.head_dim;
 }
 
+// Output n of a token's keys, offset 0, or of its values, value_offset behind.
+template <class T>
+__device__ __forceinline__ void store_cached_value(const KvPages& pages, int32_t sequence,
+                                                   int64_t position, int64_t n, int64_t offset,
+                                                   float value) {
+  const KvLayout& layout = pages.layout;
+  const int64_t at = key_offset(layout, n / layout.head_dim, position % kPageTokens) +
+                     n % layout.head_dim + offset;
+  layer_of_page<T>(pages, sequence, position / kPageTokens)[at] = cached<T>(value);
+}
+
 }  // namespace flexidepth::cuda

@@ -24,27 +24,67 @@ inline void check_launch(const char* op, cudaError_t status) {
     fail(ErrorKind::kUnsupported, op, ": this build has kernels for ", FD_CUDA_ARCHS,
          ", the device has compute capability ", major, ".", minor,
          "; build again with FLEXIDEPTH_CUDA_ARCHS=", major, minor);
-  fail(status == cudaErrorMemoryAllocation ? ErrorKind::kMemory : ErrorKind::kInternal, op, ": ",
-       cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
+  // Of a device that is shared: its blocks are fewer than were counted.
+  const bool refused = status == cudaErrorCooperativeLaunchTooLarge;
+  fail(status == cudaErrorMemoryAllocation ? ErrorKind::kMemory
+       : refused                           ? ErrorKind::kUnsupported
+                                           : ErrorKind::kInternal,
+       op, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
 }
 
-template <class... Params, class... Args>
-void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
-            const Context& context, const Args&... args) {
-  if (shared_bytes > kPlainSharedBytes)
-    check_launch(op, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          static_cast<int>(shared_bytes)));
+inline void allow_shared(const char* op, const void* kernel, size_t bytes) {
+  if (bytes <= kPlainSharedBytes) return;
+  check_launch(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(bytes)));
+}
+
+inline cudaLaunchConfig_t launch_config(dim3 grid, int threads, size_t shared_bytes,
+                                        const Context& context) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(context.stream);
+  return config;
+}
+
+template <class... Params, class... Args>
+void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            const Context& context, const Args&... args) {
+  allow_shared(op, reinterpret_cast<const void*>(kernel), shared_bytes);
+  cudaLaunchConfig_t config = launch_config(grid, threads, shared_bytes, context);
   cudaLaunchAttribute overlap;
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
   config.numAttrs = context.overlap ? 1 : 0;
+  check_launch(op, cudaLaunchKernelEx(&config, kernel, args...));
+  if (context.check) check_launch(op, cudaStreamSynchronize(config.stream));
+}
+
+// As many blocks as the device holds at once, which it runs at once: they may wait for each other.
+template <class... Params, class... Args>
+void launch_resident(const char* op, void (*kernel)(Params...), int threads, size_t shared_bytes,
+                     const Context& context, const Args&... args) {
+  allow_shared(op, reinterpret_cast<const void*>(kernel), shared_bytes);
+  int device = 0, cooperates = 0, multiprocessors = 0, resident = 0;
+  check_launch(op, cudaGetDevice(&device));
+  check_launch(op, cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device));
+  check(cooperates != 0, ErrorKind::kUnsupported, op,
+        ": this device launches no grid whose blocks wait for each other");
+  check_launch(op,
+               cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  check_launch(
+      op, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared_bytes));
+  check(resident > 0, ErrorKind::kUnsupported, op, ": a block of ", threads, " threads and ",
+        shared_bytes, " bytes of shared memory does not fit a multiprocessor of this device");
+  cudaLaunchConfig_t config = launch_config(dim3(static_cast<unsigned>(resident * multiprocessors)),
+                                            threads, shared_bytes, context);
+  cudaLaunchAttribute cooperative;
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
   check_launch(op, cudaLaunchKernelEx(&config, kernel, args...));
   if (context.check) check_launch(op, cudaStreamSynchronize(config.stream));
 }

@@ -130,14 +130,12 @@ __device__ __forceinline__ void prefetch_first(const Input& in, const Op& op, in
   }
 }
 
-// P pairs of a warp and rows [begin, begin + count), at most M; row_at(m) says where the m-th one
-// is. block: which of those that share the units.
-template <class T, int M, int P, class Op, class RowAt>
-__device__ void matvec(const Input& in, int64_t begin, int64_t count, const RowAt& row_at,
-                       const Op& op, float* shared, int64_t block) {
-  const int lane = dev::thread() % kWarp, warp = dev::thread() / kWarp;
-  const int64_t chunk = matvec_chunk<M>(in.k);
-  auto& of = *reinterpret_cast<RowsOf<M>*>(shared + M * chunk);
+// Which rows of x there are, count of them, at most M, and the factors of their norms, into shared
+// memory; row_at(m) says where the m-th one is.
+template <int M, class RowAt>
+__device__ __forceinline__ void find_rows(const Input& in, int64_t count, const RowAt& row_at,
+                                          float* shared) {
+  auto& of = *reinterpret_cast<RowsOf<M>*>(shared + M * matvec_chunk<M>(in.k));
   if (dev::thread() < M)
     of.rows[dev::thread()] = dev::thread() < count ? row_at(dev::thread()) : nullptr;
   dev::sync_block();
@@ -149,6 +147,17 @@ __device__ void matvec(const Input& in, int64_t begin, int64_t count, const RowA
     }
     dev::sync_block();
   }
+}
+
+// P pairs of a warp and the rows that were found, [begin, begin + count) of the op's. block: which
+// of those that share the units. staged: all inputs are in shared memory already.
+template <class T, int M, int P, class Op>
+__device__ __forceinline__ void multiply_rows(const Input& in, int64_t begin, int64_t count,
+                                              const Op& op, float* shared, int64_t block,
+                                              bool staged) {
+  const int lane = dev::thread() % kWarp, warp = dev::thread() / kWarp;
+  const int64_t chunk = matvec_chunk<M>(in.k);
+  const auto& of = *reinterpret_cast<const RowsOf<M>*>(shared + M * chunk);
   const int64_t first = (block * kMatvecWarps + warp) * P;
   Pair<T> pairs[P];
 #pragma unroll
@@ -157,9 +166,11 @@ __device__ void matvec(const Input& in, int64_t begin, int64_t count, const RowA
   const bool aligned = in.k % 8 == 0;
   float sum[M][P][2] = {};
   for (int64_t at = 0; at < in.k; at += chunk) {
-    if (at > 0) dev::sync_block();
-    stage<M>(in, of, at, chunk, shared);
-    dev::sync_block();
+    if (!staged) {
+      if (at > 0) dev::sync_block();
+      stage<M>(in, of, at, chunk, shared);
+      dev::sync_block();
+    }
     const int64_t end = in.k - at < chunk ? in.k - at : chunk;
 #pragma unroll 2
     for (int64_t i = lane * 8; i < end; i += kMatvecStep) {
@@ -199,6 +210,14 @@ __device__ void matvec(const Input& in, int64_t begin, int64_t count, const RowA
   const int64_t unit = first + lane % P;
   if (lane < M * P && lane / P < count && unit < op.units() && op.pair(unit).a != nullptr)
     op.store(unit, begin + lane / P, own[0], own[1]);
+}
+
+// P pairs of a warp and rows [begin, begin + count), at most M.
+template <class T, int M, int P, class Op, class RowAt>
+__device__ void matvec(const Input& in, int64_t begin, int64_t count, const RowAt& row_at,
+                       const Op& op, float* shared, int64_t block) {
+  find_rows<M>(in, count, row_at, shared);
+  multiply_rows<T, M, P>(in, begin, count, op, shared, block, false);
 }
 
 constexpr int64_t matvec_blocks(int64_t units, int pairs) {

@@ -3,6 +3,7 @@
 
 #include "cuda/kv_cache.cuh"
 #include "cuda/products.cuh"
+#include "cuda/rope.cuh"
 #include "ops/project.h"
 
 namespace flexidepth::cuda {
@@ -19,15 +20,12 @@ struct Projection {
   }
   __device__ int64_t units() const { return first_units() + args.k.n / 2 + paired_units(args.v.n); }
 
-  // A rotated pair stands half a head apart.
   __device__ int64_t rotated_output(int64_t unit) const {
-    const int64_t half = args.head_dim / 2;
-    return unit / half * args.head_dim + unit % half;
+    return cuda::rotated_output(unit, args.head_dim);
   }
 
   __device__ Pair<T> rotated_pair(const PackedMatrix& w, int64_t unit) const {
-    const int64_t n = rotated_output(unit);
-    return {weight_row<T>(w, n), weight_row<T>(w, n + args.head_dim / 2)};
+    return rotated_rows<T>(w, unit, args.head_dim);
   }
 
   __device__ Pair<T> pair(int64_t unit) const {
@@ -45,11 +43,8 @@ struct Projection {
   }
 
   __device__ void rotate(int64_t i, int64_t unit, float& a, float& b) const {
-    const int64_t half = args.head_dim / 2, j = unit % half;
     const float* table = args.cos_sin.base + batch_row(i) * args.cos_sin.stride;
-    const float c = table[j], s = table[half + j], before = a;
-    a = before * c - b * s;
-    b = b * c + before * s;
+    rotate_pair(table, unit, args.head_dim, a, b);
   }
 
   __device__ void store(int64_t unit, int64_t i, float ya, float yb) const {
@@ -83,21 +78,18 @@ struct Projection {
 
   // Output n of the keys, or, value_offset behind them, of the values.
   __device__ void cache(int64_t i, int64_t n, float value, int64_t offset) const {
-    const KvLayout& layout = args.pages.layout;
+    const KvPages& pages = args.pages;
     const int64_t row = batch_row(i), position = args.positions[row];
-    const int64_t at =
-        key_offset(layout, n / args.head_dim, position % kPageTokens) + n % args.head_dim + offset;
     const int32_t sequence = args.sequences[row];
-    const int64_t page = position / kPageTokens;
-    switch (layout.dtype) {
+    switch (pages.layout.dtype) {
       case DType::kFloat32:
-        layer_of_page<float>(args.pages, sequence, page)[at] = value;
+        store_cached_value<float>(pages, sequence, position, n, offset, value);
         break;
       case DType::kBFloat16:
-        layer_of_page<BFloat16>(args.pages, sequence, page)[at] = cached<BFloat16>(value);
+        store_cached_value<BFloat16>(pages, sequence, position, n, offset, value);
         break;
       case DType::kFloat16:
-        layer_of_page<Float16>(args.pages, sequence, page)[at] = cached<Float16>(value);
+        store_cached_value<Float16>(pages, sequence, position, n, offset, value);
         break;
     }
   }

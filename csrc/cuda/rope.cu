@@ -1,5 +1,4 @@
-#include "cuda/launch.cuh"
-#include "cuda/rows.cuh"
+#include "cuda/rope.cuh"
 #include "ops/rope.h"
 
 namespace flexidepth::cuda {
@@ -11,12 +10,7 @@ constexpr int kThreads = 128;
 __global__ void __launch_bounds__(kThreads) rope_table_kernel(const RopeTableArgs args) {
   dev::await_inputs();
   const int64_t i = dev::block(), half = args.head_dim / 2;
-  for (int64_t j = dev::thread(); j < half; j += kThreads) {
-    // The functions' accurate form: angles reach the length of the context.
-    const float angle = static_cast<float>(args.positions[i]) * args.inv_freq[j];
-    args.cos_sin[i * args.head_dim + j] = cosf(angle);
-    args.cos_sin[i * args.head_dim + half + j] = sinf(angle);
-  }
+  for (int64_t j = dev::thread(); j < half; j += kThreads) rope_entry(args, i, j);
 }
 
 __global__ void __launch_bounds__(kThreads) rope_kernel(const RopeArgs args) {

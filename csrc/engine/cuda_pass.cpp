@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "core/arena.h"
@@ -38,6 +39,7 @@ struct CudaPass::Scratch {
   int32_t* counts = nullptr;            // [2]
   float* partials = nullptr;            // attention's pages
   int32_t* counters = nullptr;          // attention's, 0 between passes
+  uint32_t* barrier = nullptr;          // the persistent kernel's
   size_t bytes = 0;
 };
 
@@ -70,6 +72,7 @@ CudaPass::Scratch CudaPass::lay_out(void* base, int64_t rows, int64_t max_pages,
   take(made.counts, 2);
   if (!prompt || size_of(s.dtype) != 2) {
     take(made.counters, cuda::attention_counters(rows, s.num_heads));
+    take(made.barrier, 1);
     take(made.partials, cuda::attention_scratch_floats(rows, s.num_heads, s.head_dim, max_pages));
   }
   return made;
@@ -304,10 +307,73 @@ class CudaPass::Run {
   const Scratch to_;
 };
 
+size_t CudaPass::layer_table_bytes() const {
+  return weights_.layers().size() * sizeof(LayerWeights);
+}
+
+void CudaPass::write_layer_table(void* to) const {
+  static_assert(std::is_trivially_copyable_v<LayerWeights>);
+  std::memcpy(to, weights_.layers().data(), layer_table_bytes());
+}
+
+void CudaPass::set_layer_table(const void* on_device) {
+  layer_table_ = static_cast<const LayerWeights*>(on_device);
+}
+
+PersistentArgs CudaPass::persistent(const CudaBatch& batch) const {
+  const ModelShape& s = shape_;
+  check(!batch.prompt && !s.strict_router, ErrorKind::kUnsupported, "engine: a persistent pass of ",
+        batch.prompt ? "a prompt; it takes one row a sequence"
+                     : "a strict router; it takes a folded one");
+  check(layer_table_ != nullptr, ErrorKind::kInternal, "engine: no table of layers on the device");
+  const Scratch to = lay_out(batch.scratch, batch.scratch_rows, batch.scratch_pages, false);
+  const bool forced = batch.routing != Routing::kRouter;
+  return {layer_table_,
+          s.num_layers,
+          s.num_routed(),
+          weights_.embedding(),
+          weights_.final_norm(),
+          weights_.lm_head(),
+          s.num_heads,
+          s.intermediate_size,
+          s.router_dim,
+          s.adapter_dim,
+          s.sliding_window,
+          s.rms_norm_eps,
+          1.0f / std::sqrt(static_cast<float>(s.head_dim)),
+          s.router_order,
+          {cache_layout(), batch.tables, 0},
+          inv_freq_,
+          batch.rows,
+          batch.token_ids,
+          batch.positions,
+          batch.sequences,
+          batch.max_pages,
+          batch.routing == Routing::kDense,
+          batch.routing == Routing::kForcedHard || s.straight_through,
+          forced ? batch.mask : nullptr,
+          batch.thresholds,
+          batch.logits_rows,
+          batch.num_logits,
+          batch.logits,
+          batch.gates,
+          batch.ran,
+          to.h,
+          to.q,
+          to.attention,
+          to.encoded,
+          to.activation,
+          to.cos_sin,
+          to.partials,
+          to.counters,
+          to.barrier};
+}
+
 void CudaPass::run(const CudaBatch& batch, const cuda::Context& context) const {
   check(batch.rows <= batch.scratch_rows && batch.max_pages <= batch.scratch_pages,
         ErrorKind::kInternal, "engine: ", batch.rows, " rows and ", batch.max_pages,
         " pages with scratch for ", batch.scratch_rows, " and ", batch.scratch_pages);
+  if (batch.persistent) return cuda::persistent_pass(persistent(batch), context);
   Run run(*this, batch, context);
   run.begin();
   for (int64_t i = 0; i < shape_.num_layers; ++i) {

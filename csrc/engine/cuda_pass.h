@@ -11,12 +11,13 @@
 //   routed_exit   the second halves of the feed-forward and of the adapter
 // Beyond 8 rows, and with a strict router, gates and decisions are phases of their own, and the
 // adapter follows the feed-forward.
+// Decoding steps can also be one kernel for all of it (ops/persistent.h), with the same bits.
 #pragma once
 
 #include "cuda/context.h"
 #include "engine/cuda_weights.h"
 #include "engine/routing.h"
-#include "ops/kv_cache.h"
+#include "ops/persistent.h"
 
 namespace flexidepth {
 
@@ -43,6 +44,7 @@ struct CudaBatch {
   // Weights of each routed layer that are brought into the L2 cache before it is decided whether
   // they are needed (up to 8 rows).
   int64_t prefetch_bytes = 0;
+  bool persistent = false;  // as one kernel: up to 8 rows, one a sequence, and no strict router
 };
 
 class CudaPass {
@@ -58,6 +60,12 @@ class CudaPass {
   // Bytes of a page of the cache: 256 tokens, all layers.
   size_t page_bytes() const;
 
+  // For persistent passes a copy of the layers' addresses lies on the device. All weights set: its
+  // bytes, the copy into host memory, and where the caller has put it.
+  size_t layer_table_bytes() const;
+  void write_layer_table(void* to) const;
+  void set_layer_table(const void* on_device);
+
   // Queues the pass. Throws Error where a launch is refused.
   void run(const CudaBatch& batch, const cuda::Context& context) const;
 
@@ -65,12 +73,14 @@ class CudaPass {
   struct Scratch;
   class Run;
 
+  PersistentArgs persistent(const CudaBatch& batch) const;
   Scratch lay_out(void* base, int64_t rows, int64_t max_pages, bool prompt) const;
   KvLayout cache_layout() const { return {shape_.dtype, shape_.num_kv_heads, shape_.head_dim}; }
 
   ModelShape shape_;
   const float* inv_freq_;
   CudaWeights weights_;
+  const LayerWeights* layer_table_ = nullptr;
 };
 
 }  // namespace flexidepth

@@ -65,12 +65,13 @@ def on_cpu(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any
 
 @pytest.fixture
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., CudaEngine]]:
-    """An engine of a model: on the emulated device, or on the one that is there."""
+    """An engine of a model: on the emulated device, or on the one that is there. Unless asked otherwise, every phase is
+    a kernel: what the persistent one is compared with."""
     made: list[CudaEngine] = []
 
     def engine(model, dtype=torch.float32, **arguments):
         runtime = CudaRuntime() if ON_DEVICE else FakeRuntime(request.getfixturevalue("emulated"))
-        arguments = {"max_rows": 64, "runtime": runtime, **arguments}
+        arguments = {"max_rows": 64, "runtime": runtime, "persistent": False, **arguments}
         made.append(CudaEngine(model.config, weights_of(model), dtype=dtype, **arguments))
         return made[-1]
 

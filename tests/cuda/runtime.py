@@ -6,8 +6,9 @@ runs them with those arguments, whatever has happened since.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -69,15 +70,19 @@ class RecordingPass:
 
 
 class FakeRuntime:
-    """The runtime of no device. free: bytes that it says are free. fail_after: allocations that succeed yet."""
+    """The runtime of no device. free: bytes that it says are free. times: seconds that it says replays took,
+    in turn; None = a persistent pass takes twice as long as the other."""
 
-    def __init__(self, emulated: Any, free: int = 1 << 40) -> None:
+    def __init__(
+        self, emulated: Any, free: int = 1 << 40, times: Iterable[float] | None = None
+    ) -> None:
         self.module = RecordingModule(emulated)
         self.device = torch.device("cpu")
         self.free = free
         self.can_overlap = True
         self.graphs: list[RecordedGraph] = []
         self.waits = 0
+        self.times = iter(cycle((1.0, 2.0)) if times is None else times)
 
     @property
     def stream(self) -> int:
@@ -100,6 +105,11 @@ class FakeRuntime:
         finally:
             self.module.calls = None
         return self.graphs[-1]
+
+    def seconds_of(self, graph: RecordedGraph) -> float:
+        for _ in range(2):
+            graph.replay()
+        return next(self.times)
 
     def mark(self) -> Callable[[], None]:
         def wait() -> None:

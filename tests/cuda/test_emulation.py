@@ -51,3 +51,49 @@ def test_shuffled_orders_differ_by_seed(run):
 def test_what_hangs_or_corrupts_is_named(run, name, message):
     with pytest.raises(InternalError, match=message):
         run(name)
+
+
+@pytest.fixture
+def run_grid(emulated: ModuleType):
+    """Four blocks; what each found, and the barrier's number when they have ended."""
+
+    def call(name: str, order: int = FORWARD, launches: int = 1) -> tuple[list[float], int]:
+        emulated.set_resident(4)
+        emulated.set_order(order, 3)
+        out, barrier = torch.zeros(4), torch.zeros(1, dtype=torch.int32)
+        for _ in range(launches):
+            emulated.run_broken_grid(name, out.data_ptr(), barrier.data_ptr())
+        return out.tolist(), int(barrier) & 0x7FFFFFFF
+
+    yield call
+    emulated.set_resident(3)
+    emulated.set_order(FORWARD, 0)
+
+
+@pytest.mark.parametrize("order", [FORWARD, REVERSE, SHUFFLED])
+@pytest.mark.parametrize("launches", [1, 2, 3])
+def test_blocks_that_wait_for_each_other(run_grid, order, launches):
+    assert run_grid("whole", order, launches) == ([1, 2, 3, 4], 0)
+
+
+@pytest.mark.parametrize("order", [REVERSE, SHUFFLED])
+def test_a_missing_barrier_of_the_grid_changes_the_result(run_grid, order):
+    assert run_grid("no_barrier", order)[0] != [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "leaves",
+            r"block \(0, 0, 0\): waits at the grid's barrier broken\.cu:\d+, block \(1, 0, 0\) has left",
+        ),
+        ("diverges", r"block \(1, 0, 0\): comes to the grid's barrier broken\.cu:\d+, others to"),
+        ("not_at_rest", "the grid's barrier is not at rest"),
+        ("reads_as_weights", "memory that was loaded as weights"),
+        ("plain_launch", "a grid's barrier in a launch that is not cooperative"),
+    ],
+)
+def test_mistakes_between_blocks_are_named(run_grid, name, message):
+    with pytest.raises(InternalError, match=message):
+        run_grid(name)

@@ -38,7 +38,7 @@ def found(emulated, monkeypatch):
         prompt=16,
         steps=2,
     )
-    assert len(saved) == 4  # after each check and each model
+    assert len(saved) == 5  # after each check and each way to run the model
     return checks, reports
 
 
@@ -48,9 +48,19 @@ def test_the_whole_run(found, tmp_path):
     for check in checks:
         assert check.ok and 0 < check.prompt_error < 1 and check.same_tokens
         assert not replace(check, same_tokens=False).ok
+        assert check.same_bits and not replace(check, same_bits=False).ok
         assert not replace(check, token_error=3 * check.torch_error).ok
         assert not replace(check, agreement=0.99).ok
-    assert [(r.model, r.overlap) for r in reports] == [("tiny", False), ("tiny", True)]
+    assert [(r.model, r.overlap, r.persistent) for r in reports] == [
+        ("tiny", False, False),
+        ("tiny", True, False),
+        ("tiny", False, True),
+    ]
+    assert [(c.sequences, c.routing, c.chose_persistent) for c in reports[2].choices] == [
+        *((1, routing, False) for routing in ("dense", "router")),
+        *((2, routing, False) for routing in ("dense", "router")),
+    ]
+    assert [len(report.decode) for report in reports] == [7, 7, 7]
     rows = reports[0].decode
     assert [(r.batch, r.skipped) for r in rows] == [
         *((1, n) for n in (None, 0, 1, 2)),
@@ -61,7 +71,7 @@ def test_the_whole_run(found, tmp_path):
         assert row.speedup > 0 and (row.ideal == 1 if row.skipped is None else row.ideal > 0.5)
     assert rows[3].ideal > rows[2].ideal > rows[1].ideal
     assert [p.share for p in reports[0].prompts] == [None, 0, 0.5, 1]
-    for one in reports:
+    for one in reports[:2]:
         ways = [(row.skipped, row.kb) for row in one.prefetch]
         assert ways == [(n, kb) for n in (0, 1, 2) for kb in (0, 1024, 4096, 16384)]
         assert all(row.ms > 0 for row in one.prefetch)
@@ -74,6 +84,8 @@ def test_the_whole_run(found, tmp_path):
     write_report(report, tmp_path)
     text = (tmp_path / "gpu_check.md").read_text()
     assert "| tiny | bfloat16 |" in text and "## tiny, kernels overlap" in text
+    assert "## tiny, one persistent kernel" in text and "same bits" in text
+    assert "| 2 | 1 | router | 1000.000 | 2000.000 | many kernels |" in text
     assert "| 1 | 8 | dense |" in text and "| 16 | 50% |" in text
     assert "| idle kernel of 1000 blocks | 2.00 | 1.00 to 3.00 | us |" in text
     assert text.count("| 8 | dense | this card's costs | 0.") == 2
@@ -87,7 +99,7 @@ def test_the_whole_run(found, tmp_path):
 
 
 def test_a_wrong_engine_is_not_timed(emulated, monkeypatch):
-    check = engine_run.EngineCheck("tiny", "bfloat16", 1.0, 1.0, 0.1, 1.0, True)
+    check = engine_run.EngineCheck("tiny", "bfloat16", 1.0, 1.0, 0.1, 1.0, True, True)
     monkeypatch.setattr(engine_run, "check_engine", lambda *_: check)
     make = lambda: FakeRuntime(emulated)  # noqa: E731
     checks, reports = [], []

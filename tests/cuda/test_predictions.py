@@ -107,7 +107,9 @@ def test_the_notes_hold_what_the_arithmetic_says():
 def test_the_engine_queues_the_kernels_that_are_counted(emulated, routing):
     config = model_config("tiny")
     weights = random_weights(config, torch.bfloat16, "cpu")
-    engine = CudaEngine(config, weights, dtype=torch.bfloat16, runtime=FakeRuntime(emulated))
+    engine = CudaEngine(
+        config, weights, dtype=torch.bfloat16, persistent=False, runtime=FakeRuntime(emulated)
+    )
     run = engine.decode([engine.new_cache(8)], [1], Sampling(), seeds=[0], routing=routing)
     before = emulated.launches()
     run.launch()

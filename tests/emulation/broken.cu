@@ -48,6 +48,28 @@ __global__ void misaligned_kernel(const float* in, float* out) {
   out[dev::thread()] = dev::float_of(dev::load_once(in + 1).word[0]);
 }
 
+// Blocks pass a number on, one after the other; out[b] = what block b found. kBroken: which
+// mistake.
+enum class Mistake { kNone, kNoBarrier, kLeaves, kDiverges, kNotAtRest, kReadsAsWeights };
+template <Mistake kMistake>
+__global__ void pass_on_kernel(float* out, uint32_t* barrier) {
+  const auto blocks = static_cast<int>(dev::blocks()), own = static_cast<int>(dev::block());
+  for (int turn = 0; turn < blocks; ++turn) {
+    if (own == turn && dev::thread() == 0) out[own] = own == 0 ? 1.0f : out[own - 1] + 1.0f;
+    if (kMistake == Mistake::kNoBarrier) continue;
+    if (kMistake == Mistake::kLeaves && own == 1) return;
+    if (kMistake == Mistake::kReadsAsWeights) dev::load_once(out);
+    if (kMistake == Mistake::kDiverges && own == 1) {
+      dev::wait_for_grid(barrier, dev::arrive_at_grid(barrier));
+    } else {
+      dev::wait_for_grid(barrier, dev::arrive_at_grid(barrier));
+    }
+  }
+  if (kMistake == Mistake::kNotAtRest && own == 0 && dev::thread() == 0) *barrier += 1;
+}
+
+__global__ void plain_launch_kernel(uint32_t* barrier) { dev::arrive_at_grid(barrier); }
+
 }  // namespace
 
 void register_broken_kernels(pybind11::module_& m) {
@@ -71,6 +93,23 @@ void register_broken_kernels(pybind11::module_& m) {
       dev::launch(op, behind_the_end_kernel, dim3(1), kThreads, bytes, context, out);
     if (name == "misaligned")
       dev::launch(op, misaligned_kernel, dim3(1), kThreads, 0, context, in, out);
+  });
+  m.def("run_broken_grid", [](const std::string& name, uintptr_t out_address, uintptr_t barrier_) {
+    auto* out = reinterpret_cast<float*>(out_address);
+    auto* barrier = reinterpret_cast<uint32_t*>(barrier_);
+    const Context context;
+    const char* op = name.c_str();
+    const auto run = [&](void (*kernel)(float*, uint32_t*)) {
+      dev::launch_resident(op, kernel, kThreads, 0, context, out, barrier);
+    };
+    if (name == "whole") run(pass_on_kernel<Mistake::kNone>);
+    if (name == "no_barrier") run(pass_on_kernel<Mistake::kNoBarrier>);
+    if (name == "leaves") run(pass_on_kernel<Mistake::kLeaves>);
+    if (name == "diverges") run(pass_on_kernel<Mistake::kDiverges>);
+    if (name == "not_at_rest") run(pass_on_kernel<Mistake::kNotAtRest>);
+    if (name == "reads_as_weights") run(pass_on_kernel<Mistake::kReadsAsWeights>);
+    if (name == "plain_launch")
+      dev::launch(op, plain_launch_kernel, dim3(2), kThreads, 0, context, barrier);
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -25,7 +26,7 @@ namespace {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kLanes = 32;
 
-enum class State { kReady, kAtBarrier, kInWarp, kDone };
+enum class State { kReady, kAtBarrier, kInWarp, kAtGrid, kDone };
 
 // One thread of a block. Its stack holds the rest of its state while others run.
 struct Fiber {
@@ -34,22 +35,36 @@ struct Fiber {
   Place place;
   void* data = nullptr;
   void (*step)(void* const*) = nullptr;
+  const uint32_t* barrier = nullptr;  // kAtGrid: the grid's, and what it was
+  uint32_t before = 0;
 #ifdef FD_ASAN
   void* fake_stack = nullptr;
 #endif
 };
 
+struct Block {
+  dim3 index;
+  std::vector<Fiber> fibers;
+  size_t first_stack = 0;
+  std::unique_ptr<unsigned char[]> shared;
+  size_t grid_barriers = 0;  // that it has come to
+};
+
 struct Grid {
   const char* op = "";
   dim3 size;
-  dim3 block;  // index of the running one
+  Block* block = nullptr;  // the running one
   int threads = 0;
+  size_t shared_bytes = 0;
   void (*body)(void*) = nullptr;
   void* argument = nullptr;
-  std::vector<Fiber> fibers;
-  int running = 0;
+  int running = 0;  // thread of the block
   std::exception_ptr error;
-  void* scheduler = nullptr;  // its stack pointer while a fiber runs
+  bool resident = false;             // all blocks are there at once
+  std::vector<Place> grid_barriers;  // in the order in which blocks come to them
+  const uint32_t* grid_barrier = nullptr;
+  std::map<const void*, cuda::Chunk> weights;  // what was loaded as such
+  void* scheduler = nullptr;                   // its stack pointer while a fiber runs
 #ifdef FD_ASAN
   void* scheduler_fake = nullptr;
   const void* scheduler_bottom = nullptr;
@@ -59,11 +74,11 @@ struct Grid {
 
 thread_local Grid* grid = nullptr;
 int64_t grids = 0;  // that have run
-thread_local unsigned char* shared = nullptr;
-thread_local Order turn_order = Order::kForward;
-thread_local uint32_t turn_seed = 0;
 thread_local bool recording = false;
 thread_local std::vector<uintptr_t> prefetches;
+thread_local Order turn_order = Order::kForward;
+thread_local uint32_t turn_seed = 0;
+thread_local int resident_blocks = 3;
 // Stacks are kept from launch to launch.
 thread_local std::vector<std::unique_ptr<unsigned char[]>> stacks;
 
@@ -131,7 +146,7 @@ fd_switch_stacks:
 #endif
 
 void to_scheduler(bool last) {
-  Fiber& fiber = grid->fibers[static_cast<size_t>(grid->running)];
+  Fiber& fiber = grid->block->fibers[static_cast<size_t>(grid->running)];
 #ifdef FD_ASAN
   __sanitizer_start_switch_fiber(last ? nullptr : &fiber.fake_stack, grid->scheduler_bottom,
                                  grid->scheduler_size);
@@ -146,10 +161,11 @@ void to_scheduler(bool last) {
 
 void to_fiber(int index) {
   grid->running = index;
-  Fiber& fiber = grid->fibers[static_cast<size_t>(index)];
+  Fiber& fiber = grid->block->fibers[static_cast<size_t>(index)];
 #ifdef FD_ASAN
-  __sanitizer_start_switch_fiber(&grid->scheduler_fake, stacks[static_cast<size_t>(index)].get(),
-                                 kStackBytes);
+  __sanitizer_start_switch_fiber(
+      &grid->scheduler_fake, stacks[grid->block->first_stack + static_cast<size_t>(index)].get(),
+      kStackBytes);
 #endif
   fd_switch_stacks(&grid->scheduler, fiber.stack_pointer);
 #ifdef FD_ASAN
@@ -167,7 +183,7 @@ void enter() {
   } catch (...) {  // no exception may leave its stack
     grid->error = std::current_exception();
   }
-  grid->fibers[static_cast<size_t>(grid->running)].state = State::kDone;
+  grid->block->fibers[static_cast<size_t>(grid->running)].state = State::kDone;
   to_scheduler(true);
 }
 
@@ -201,8 +217,9 @@ std::string describe(const Place& place) {
 }
 
 [[noreturn]] void broken(const std::string& what) {
-  fail(ErrorKind::kInternal, grid->op, ": block (", grid->block.x, ", ", grid->block.y, ", ",
-       grid->block.z, "): ", what);
+  const dim3& block = grid->block->index;
+  fail(ErrorKind::kInternal, grid->op, ": block (", block.x, ", ", block.y, ", ", block.z,
+       "): ", what);
 }
 
 bool same(const Place& a, const Place& b) {
@@ -215,11 +232,11 @@ bool finish_warp(int first) {
   const int last = std::min(first + kLanes, grid->threads);
   int waiting = 0;
   for (int i = first; i < last; ++i)
-    waiting += grid->fibers[static_cast<size_t>(i)].state == State::kInWarp;
+    waiting += grid->block->fibers[static_cast<size_t>(i)].state == State::kInWarp;
   if (waiting == 0) return false;
-  Fiber* lanes = &grid->fibers[static_cast<size_t>(first)];
+  Fiber* lanes = &grid->block->fibers[static_cast<size_t>(first)];
   for (int i = 0; i < last - first; ++i) {
-    if (lanes[i].state == State::kReady) return false;
+    if (lanes[i].state == State::kReady || lanes[i].state == State::kAtGrid) return false;
     if (lanes[i].state == State::kInWarp) continue;
     const bool left = lanes[i].state == State::kDone;
     const Fiber* other = std::find_if(lanes, lanes + (last - first),
@@ -245,43 +262,108 @@ bool finish_warp(int first) {
 // Lets the block go on when every thread waits at the same barrier.
 bool finish_barrier() {
   const Fiber* first = nullptr;
-  for (const Fiber& fiber : grid->fibers) {
+  for (const Fiber& fiber : grid->block->fibers) {
     if (fiber.state == State::kDone) continue;
     if (fiber.state != State::kAtBarrier) return false;
     if (first == nullptr) first = &fiber;
     if (!same(fiber.place, first->place))
-      broken("thread " + std::to_string(&fiber - grid->fibers.data()) + " waits at the barrier " +
-             describe(fiber.place) + ", thread " + std::to_string(first - grid->fibers.data()) +
-             " at that of " + describe(first->place));
+      broken("thread " + std::to_string(&fiber - grid->block->fibers.data()) +
+             " waits at the barrier " + describe(fiber.place) + ", thread " +
+             std::to_string(first - grid->block->fibers.data()) + " at that of " +
+             describe(first->place));
   }
   if (first == nullptr) return false;
-  for (const Fiber& fiber : grid->fibers)
+  for (const Fiber& fiber : grid->block->fibers)
     if (fiber.state == State::kDone)
-      broken("thread " + std::to_string(&fiber - grid->fibers.data()) +
+      broken("thread " + std::to_string(&fiber - grid->block->fibers.data()) +
              " has left, the others wait at the barrier " + describe(first->place));
-  for (Fiber& fiber : grid->fibers) fiber.state = State::kReady;
+  for (Fiber& fiber : grid->block->fibers) fiber.state = State::kReady;
   return true;
 }
 
-void run_block(std::mt19937& random) {
+void begin_block(Block& block) {
+  block.fibers.resize(static_cast<size_t>(grid->threads));
+  while (stacks.size() < block.first_stack + block.fibers.size())
+    stacks.push_back(std::make_unique<unsigned char[]>(kStackBytes));
+  for (size_t i = 0; i < block.fibers.size(); ++i)
+    prepare(block.fibers[i], stacks[block.first_stack + i].get());
+  // Exactly as large as asked: what lies behind it is a sanitizer's red zone.
+  if (block.shared == nullptr) block.shared.reset(new unsigned char[grid->shared_bytes]);
+  std::fill_n(block.shared.get(), grid->shared_bytes, static_cast<unsigned char>(0xff));
+}
+
+bool can_go_on(const Fiber& fiber) {
+  return fiber.state == State::kReady ||
+         (fiber.state == State::kAtGrid && cuda::grid_passed(fiber.before, *fiber.barrier));
+}
+
+// Runs a block until it has left or waits for others; whether it did anything.
+bool run_block(Block& block, std::mt19937& random) {
+  grid->block = &block;
   std::vector<int> turns(static_cast<size_t>(grid->threads));
   std::iota(turns.begin(), turns.end(), 0);
   if (turn_order == Order::kReverse) std::reverse(turns.begin(), turns.end());
-  for (size_t i = 0; i < grid->fibers.size(); ++i) prepare(grid->fibers[i], stacks[i].get());
-  for (;;) {
+  for (bool ever = false;;) {
     if (turn_order == Order::kShuffled) std::shuffle(turns.begin(), turns.end(), random);
     bool moved = false;
     for (int i : turns) {
-      if (grid->fibers[static_cast<size_t>(i)].state != State::kReady) continue;
+      Fiber& fiber = block.fibers[static_cast<size_t>(i)];
+      if (!can_go_on(fiber)) continue;
+      fiber.state = State::kReady;
       to_fiber(i);
       if (grid->error) std::rethrow_exception(grid->error);
       moved = true;
     }
     for (int first = 0; first < grid->threads; first += kLanes) moved |= finish_warp(first);
     moved |= finish_barrier();
-    if (!moved) return;  // everybody is done: whoever waits was let go or reported above
+    if (!moved) return ever;  // whoever waits within the block was let go or reported above
+    ever = true;
   }
 }
+
+// Nobody can go on: an error unless all have left.
+void check_all_left(std::vector<Block>& blocks) {
+  for (Block& block : blocks) {
+    grid->block = &block;
+    const Fiber& first = block.fibers[0];
+    if (first.state == State::kDone) continue;
+    for (const Block& other : blocks)
+      if (other.grid_barriers < block.grid_barriers)
+        broken("waits at the grid's barrier " + describe(first.place) + ", block (" +
+               std::to_string(other.index.x) + ", 0, 0) has left");
+    broken("waits for ever at the grid's barrier " + describe(first.place));
+  }
+}
+
+void check_weights() {
+  for (const auto& [at, chunk] : grid->weights)
+    if (std::memcmp(at, &chunk, sizeof chunk) != 0)
+      fail(ErrorKind::kInternal, grid->op,
+           ": memory that was loaded as weights (load_once) changed while the kernel ran");
+}
+
+// Makes a grid the running one.
+struct Running {
+  Grid own;
+  Grid* before = grid;
+  Running(const char* op, dim3 size, int threads, size_t shared_bytes, void (*body)(void*),
+          void* argument) {
+    check(size.x > 0 && size.y > 0 && size.z > 0 && size.y < 65536 && size.z < 65536 &&
+              threads > 0 && threads <= 1024,
+          ErrorKind::kInternal, op, ": a launch of (", size.x, ", ", size.y, ", ", size.z,
+          ") blocks of ", threads, " threads");
+    check(shared_bytes <= 99 << 10, ErrorKind::kInternal, op, ": ", shared_bytes,
+          " bytes of shared memory; a block of every architecture has 101376");
+    own.op = op;
+    own.size = size;
+    own.threads = threads;
+    own.shared_bytes = shared_bytes;
+    own.body = body;
+    own.argument = argument;
+    grid = &own;
+  }
+  ~Running() { grid = before; }
+};
 
 }  // namespace
 
@@ -305,22 +387,25 @@ void set_order(Order order, uint32_t seed) {
 }
 
 int64_t launches() { return grids; }
+void set_resident(int blocks) { resident_blocks = blocks; }
 
 int thread_index() { return grid->running; }
 int64_t block_index(int axis) {
-  return axis == 0 ? grid->block.x : axis == 1 ? grid->block.y : grid->block.z;
+  const dim3& block = grid->block->index;
+  return axis == 0 ? block.x : axis == 1 ? block.y : block.z;
 }
-unsigned char* shared_memory() { return shared; }
+int64_t num_blocks() { return grid->size.x; }
+unsigned char* shared_memory() { return grid->block->shared.get(); }
 
 void block_barrier(Place place) {
-  Fiber& fiber = grid->fibers[static_cast<size_t>(grid->running)];
+  Fiber& fiber = grid->block->fibers[static_cast<size_t>(grid->running)];
   fiber.state = State::kAtBarrier;
   fiber.place = place;
   to_scheduler(false);
 }
 
 void warp_step(void* data, void (*step)(void* const*), Place place) {
-  Fiber& fiber = grid->fibers[static_cast<size_t>(grid->running)];
+  Fiber& fiber = grid->block->fibers[static_cast<size_t>(grid->running)];
   fiber.state = State::kInWarp;
   fiber.place = place;
   fiber.data = data;
@@ -328,39 +413,80 @@ void warp_step(void* data, void (*step)(void* const*), Place place) {
   to_scheduler(false);
 }
 
+uint32_t arrive_at_grid(uint32_t* barrier, Place place) {
+  block_barrier(place);
+  if (grid->running != 0) return 0;
+  if (!grid->resident) broken("a grid's barrier in a launch that is not cooperative");
+  const size_t number = grid->block->grid_barriers++;
+  if (number == grid->grid_barriers.size()) grid->grid_barriers.push_back(place);
+  if (!same(grid->grid_barriers[number], place))
+    broken("comes to the grid's barrier " + describe(place) + ", others to that of " +
+           describe(grid->grid_barriers[number]));
+  grid->grid_barrier = barrier;
+  const uint32_t before = *barrier;
+  *barrier += cuda::grid_arrival(grid->block->index.x, num_blocks());
+  return before;
+}
+
+void wait_for_grid(uint32_t* barrier, uint32_t before, Place place) {
+  if (grid->running == 0) {
+    Fiber& fiber = grid->block->fibers[0];
+    fiber.barrier = barrier;
+    fiber.before = before;
+    fiber.place = place;
+    fiber.state = State::kAtGrid;
+    to_scheduler(false);
+  }
+  block_barrier(place);
+}
+
+void note_weights(const void* from) {
+  if (!grid->resident) return;
+  cuda::Chunk chunk;
+  std::memcpy(&chunk, from, sizeof chunk);
+  grid->weights.emplace(from, chunk);
+}
+
 void run_grid(const char* op, dim3 size, int threads, size_t shared_bytes, void (*body)(void*),
               void* argument) {
   ++grids;
-  Grid own;
-  own.op = op;
-  own.size = size;
-  own.threads = threads;
-  own.body = body;
-  own.argument = argument;
-  own.fibers.resize(static_cast<size_t>(threads));
-  while (stacks.size() < own.fibers.size())
-    stacks.push_back(std::make_unique<unsigned char[]>(kStackBytes));
-  check(size.x > 0 && size.y > 0 && size.z > 0 && size.y < 65536 && size.z < 65536 && threads > 0 &&
-            threads <= 1024,
-        ErrorKind::kInternal, op, ": a launch of (", size.x, ", ", size.y, ", ", size.z,
-        ") blocks of ", threads, " threads");
-  check(shared_bytes <= 99 << 10, ErrorKind::kInternal, op, ": ", shared_bytes,
-        " bytes of shared memory; a block of every architecture has 101376");
-  // Exactly as large as asked: what lies behind it is a sanitizer's red zone.
-  const std::unique_ptr<unsigned char[]> memory(new unsigned char[shared_bytes]);
-  struct Restore {
-    Grid* before = grid;
-    ~Restore() { grid = before; }
-  } restore;
-  grid = &own;
-  shared = memory.get();
+  Running running(op, size, threads, shared_bytes, body, argument);
   std::mt19937 random(turn_seed);
-  for (own.block.z = 0; own.block.z < size.z; ++own.block.z)
-    for (own.block.y = 0; own.block.y < size.y; ++own.block.y)
-      for (own.block.x = 0; own.block.x < size.x; ++own.block.x) {
-        std::fill_n(memory.get(), shared_bytes, static_cast<unsigned char>(0xff));
-        run_block(random);
+  Block block;
+  dim3& index = block.index;
+  for (index.z = 0; index.z < size.z; ++index.z)
+    for (index.y = 0; index.y < size.y; ++index.y)
+      for (index.x = 0; index.x < size.x; ++index.x) {
+        begin_block(block);
+        run_block(block, random);
       }
+}
+
+void run_resident(const char* op, int threads, size_t shared_bytes, void (*body)(void*),
+                  void* argument) {
+  ++grids;
+  const auto count = static_cast<size_t>(resident_blocks);
+  Running running(op, dim3(static_cast<unsigned>(count)), threads, shared_bytes, body, argument);
+  grid->resident = true;
+  std::mt19937 random(turn_seed);
+  std::vector<Block> blocks(count);
+  std::vector<size_t> turns(count);
+  std::iota(turns.begin(), turns.end(), size_t{0});
+  if (turn_order == Order::kReverse) std::reverse(turns.begin(), turns.end());
+  for (size_t i = 0; i < count; ++i) {
+    blocks[i].index = dim3(static_cast<unsigned>(i), 0, 0);
+    blocks[i].first_stack = i * static_cast<size_t>(threads);
+    begin_block(blocks[i]);
+  }
+  for (bool moved = true; moved;) {
+    if (turn_order == Order::kShuffled) std::shuffle(turns.begin(), turns.end(), random);
+    moved = false;
+    for (const size_t i : turns) moved |= run_block(blocks[i], random);
+  }
+  check_all_left(blocks);
+  check_weights();
+  check(grid->grid_barrier == nullptr || (*grid->grid_barrier & ~cuda::kGridBit) == 0,
+        ErrorKind::kInternal, op, ": the grid's barrier is not at rest when the kernel has ended");
 }
 
 }  // namespace flexidepth::emulation

@@ -6,8 +6,14 @@
 // barrier computes something else in another order. Errors that hang or corrupt a GPU are
 // exceptions here, with block, thread and the place: a barrier that not all threads reach, lanes of
 // a warp at different places, a lane that left. Shared memory begins as NaN and ends where it was
-// said to end, so AddressSanitizer sees what lies beyond. Not covered: races between blocks (they
-// run one after the other) and within a warp's step.
+// said to end, so AddressSanitizer sees what lies beyond.
+//
+// The blocks of a plain launch run one after the other. Those of a cooperative one
+// (launch_resident) are all there, as many as the device is said to hold (set_resident), and each
+// runs as far as it can before the next does, in the chosen order: a barrier of the grid that is
+// missing shows as other results, one that not all blocks reach is an error. There, what was loaded
+// as weights must not change until the end. Not covered: other races between blocks, and those
+// within a warp's step.
 #pragma once
 
 #include <bit>
@@ -24,6 +30,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -52,7 +59,11 @@ std::vector<uintptr_t> take_prefetches();
 void note_prefetch(const void* at);
 
 // The running thread's place in the grid.
+// Blocks of a cooperative launch.
+void set_resident(int blocks);
+
 int thread_index();
+int64_t num_blocks();
 int64_t block_index(int axis);
 unsigned char* shared_memory();
 
@@ -60,9 +71,18 @@ void block_barrier(Place place);
 // Waits until every lane of the warp is here with its `data`; then `step` runs once on all of them.
 void warp_step(void* data, void (*step)(void* const lanes[32]), Place place);
 
+// The two halves of the grid's barrier. Every block's are at the same places.
+uint32_t arrive_at_grid(uint32_t* barrier, Place place);
+void wait_for_grid(uint32_t* barrier, uint32_t before, Place place);
+// 16 bytes of weights were read there.
+void note_weights(const void* from);
+
 // Runs body() for every thread of every block. Throws Error.
 void run_grid(const char* op, dim3 grid, int threads, size_t shared_bytes, void (*body)(void*),
               void* argument);
+// The same with all blocks of the device at once.
+void run_resident(const char* op, int threads, size_t shared_bytes, void (*body)(void*),
+                  void* argument);
 
 }  // namespace flexidepth::emulation
 
@@ -79,6 +99,8 @@ using emulation::Place;
 
 inline int thread() { return emulation::thread_index(); }
 inline int64_t block(int axis = 0) { return emulation::block_index(axis); }
+
+inline int64_t blocks() { return emulation::num_blocks(); }
 
 template <class T>
 T* shared_memory() {
@@ -113,6 +135,12 @@ inline void fetch_add(uint64_t* at, uint64_t value) { *at += value; }
 inline void fetch_max(uint64_t* at, uint64_t value) { *at = *at < value ? value : *at; }
 inline void fence() {}
 inline void await_inputs() {}
+inline uint32_t arrive_at_grid(uint32_t* barrier, Place place = Place::current()) {
+  return emulation::arrive_at_grid(barrier, place);
+}
+inline void wait_for_grid(uint32_t* barrier, uint32_t before, Place place = Place::current()) {
+  emulation::wait_for_grid(barrier, before, place);
+}
 inline void prefetch(const void* at) { emulation::note_prefetch(at); }
 
 uint32_t pack(float low, float high, BFloat16);
@@ -130,6 +158,14 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, s
   emulation::run_grid(
       op, grid, threads, shared_bytes, [](void* c) { (*static_cast<decltype(call)*>(c))(); },
       &call);
+}
+
+template <class... Params, class... Args>
+void launch_resident(const char* op, void (*kernel)(Params...), int threads, size_t shared_bytes,
+                     const Context&, const Args&... args) {
+  auto call = [&] { kernel(args...); };
+  emulation::run_resident(
+      op, threads, shared_bytes, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
 }
 
 inline void fill_zero(const char*, void* at, size_t bytes, const Context&) {

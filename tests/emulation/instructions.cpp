@@ -41,7 +41,9 @@ uint32_t ballot(bool value, Place place) {
   return own.all;
 }
 
-Chunk load_once(const void* from) {
+namespace {
+
+Chunk copy_chunk(const void* from) {
   check(reinterpret_cast<uintptr_t>(from) % 16 == 0, ErrorKind::kInternal,
         "a load of 16 bytes from a misaligned address");
   Chunk c;
@@ -49,7 +51,15 @@ Chunk load_once(const void* from) {
   return c;
 }
 
-Chunk load_written(const void* from) { return load_once(from); }
+}  // namespace
+
+Chunk load_once(const void* from) {
+  const Chunk c = copy_chunk(from);
+  emulation::note_weights(from);
+  return c;
+}
+
+Chunk load_written(const void* from) { return copy_chunk(from); }
 
 float half_bits_to_float(uint16_t bits) { return half_to_float(bits); }
 
