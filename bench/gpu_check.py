@@ -90,7 +90,11 @@ class Report:
         return steps and engines and all(check.ok for check in self.checks)
 
     def predictions(self, engine: EngineReport) -> list[Beside]:
-        """What arithmetic says of an engine's steps, by the data sheet and by this card's own costs."""
+        """What arithmetic says of an engine's steps, by the data sheet and by this card's own costs.
+
+        Nothing of persistent passes: predicted are kernels and what lies between them."""
+        if engine.persistent:
+            return []
         devices = assumed_devices(self.device, self.costs, engine.overlap)
         return beside(model_config(engine.model), engine.decode, devices)
 
@@ -107,6 +111,7 @@ class Report:
                     "rows": [row.to_dict() for row in self.predictions(engine)],
                 }
                 for engine in self.engines
+                if not engine.persistent
             ],
             "rows": {name: [row.to_dict() for row in rows] for name, rows in self.rows.items()},
             "checks": [check.to_dict() for check in self.checks],

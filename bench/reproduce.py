@@ -1,6 +1,7 @@
 """Measures on this machine what the README shows: `python -m flexidepth.bench.reproduce OUT_DIR`.
 
-Speed with every peer that is installed, quality on texts that are fetched, and, where there are questions, task scores;
+Speed beside llama.cpp, if it is installed, and transformers, quality on texts that are fetched, and, where there are
+questions, task scores;
 then a page with the README's tables and plots. What an interrupted run has done already is not done again.
 """
 
@@ -18,6 +19,8 @@ from .retrain import MODEL
 from .stages import Stage, answer_prompts, fetch_texts, measure_quality, run_stages
 
 _PAGE = "README.md"
+# Not all of them: threads of many runtimes in one process disturb each other.
+_PEERS = ("llama.cpp", "transformers-eager", "transformers-eager-float32")
 _SPEED = """# Speed
 
 <!-- table decode: speed/bench.json -->
@@ -53,10 +56,11 @@ Every figure: [eval.md](tasks/eval.md)
 
 
 def speed(out: Path) -> Stage:
-    """Every number of layers, one thread and two, every peer that is installed."""
+    """Every number of layers, one thread and two, beside the peers of the README."""
     command = [
-        *("bench", MODEL, "--threads", "1,2", "--skip", "all", "--peers", "--accuracy"),
-        *("--breakdown", "--rounds", "5", "--output-dir", str(out)),
+        *("bench", MODEL, "--threads", "1,2", "--skip", "all", "--accuracy", "--breakdown"),
+        *(word for name in _PEERS for word in ("--peer", name)),
+        *("--rounds", "5", "--output-dir", str(out)),
     ]
     return Stage("speed", ["flexidepth", *command], out / "bench.json")
 

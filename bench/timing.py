@@ -65,13 +65,15 @@ def alternate(
     """Time `steps` steps of each case, spread over `rounds` turns through all cases.
 
     A block starts with `warmup` steps that are not counted, after a pause where the threads of the case
-    before it may need one to go to sleep.
+    before it may need one to go to sleep. Each turn begins with another case, so that none always follows the same
+    one: what runs behind a peer is slower for a while.
     """
     spent = Spent()
     spinning = True  # what ran before all this is not known
     for number in range(rounds):
         block = (number + 1) * steps // rounds - number * steps // rounds
-        for case in cases:
+        first_case = number * len(cases) // rounds
+        for case in (*cases[first_case:], *cases[:first_case]):
             if progress is not None:
                 progress(f"round {number + 1}/{rounds}: {case.name}")
             begin = time.perf_counter()

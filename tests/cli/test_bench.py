@@ -106,7 +106,7 @@ def test_cases_take_turns_and_the_first_steps_do_not_count() -> None:
     said: list[str] = []
     cases[0].after = lambda: order.append("-")
     spent = alternate(cases, rounds=2, steps=3, warmup=1, settle=0, progress=said.append)
-    assert "".join(order) == "Aa-a-BbbAa-a-a-Bbbb"
+    assert "".join(order) == "Aa-a-BbbBbbbAa-a-a-"  # another one begins each turn
     assert [len(case.samples) for case in cases] == [3, 3]
     assert [case.blocks for case in cases] == [[1, 2], [1, 2]]
     assert spent.timed == pytest.approx(sum(sum(case.samples) for case in cases))
@@ -119,8 +119,8 @@ def test_only_those_whose_threads_spin_are_waited_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr("time.sleep", slept.append)
     cases = [Case("ours", lambda: None, spins=False), Case("theirs", lambda: None)]
     alternate(cases, rounds=3, steps=3, settle=0.25)
-    # Before the first block, and before each of ours that follows one of theirs.
-    assert slept == [0.25] * 3
+    # Ours, theirs; ours, theirs; theirs, ours: before the first block, and before each that follows one of theirs.
+    assert slept == [0.25] * 4
 
 
 def test_decode_skips_exactly_what_is_asked(model: str) -> None:
