@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from .timing import Case, Spent, alternate
 FILLER = 5  # any ordinary token
 
 
-class DecodeCase(Case):
+class DecodeCase(Case, ABC):
     """Sequences that decode side by side by one plan, greedily, each block from the same depth on.
 
     depth: tokens in the cache when a block begins. steps: most steps of a block, the warm-up not counted. text: ids of
@@ -28,56 +29,52 @@ class DecodeCase(Case):
     """
 
     def __init__(
-        self, plan: Plan, batch: int, depth: int, text: Sequence[int] | None, spins: bool
+        self, plan: Plan, batch: int, depth: int, steps: int, text: Sequence[int] | None
     ) -> None:
-        super().__init__(plan.name, self.one_step, self.begin, after=self.keep, spins=spins)
+        super().__init__(plan.name, self.one_step, self.begin, after=self.keep, spins=False)
         self.plan, self.batch, self.depth = plan, batch, depth
+        self.room = depth + steps + SPARE
         ids = list(text or [])[:depth]
         self.prefix = torch.tensor(ids + [FILLER] * (depth - len(ids)), dtype=torch.int32)
+        self.masks = [plan.rows(batch, position) for position in range(depth, self.room)]
         self.decided: list[torch.Tensor] = []
         self._ran: torch.Tensor | None = None
 
+    @abstractmethod
     def begin(self) -> None:
         """Prepare a block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def one_step(self) -> None:
         """One token of every sequence."""
-        raise NotImplementedError
 
     def keep(self) -> None:
         """Note what ran, outside the timing."""
         if self._ran is not None:
             self.decided.append(self._ran.clone())
 
+    def fill(self, engine: Engine | CudaEngine, cache: Any) -> None:
+        """The first `depth` tokens, as far as the cache lacks them, every layer run."""
+        while cache.length < self.depth:
+            piece = self.prefix[cache.length : cache.length + engine.max_rows]
+            engine.forward(piece.clone(), [len(piece)], [cache], routing="dense")
+
 
 class _CpuCase(DecodeCase):
     """Engine.forward and Engine.sample, as generation calls them."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        plan: Plan,
-        batch: int,
-        depth: int,
-        steps: int,
-        text: Sequence[int] | None,
-    ) -> None:
-        super().__init__(plan, batch, depth, text, spins=False)
+    def __init__(self, engine: Engine, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.engine = engine
-        self.caches = [engine.new_cache(depth + steps + SPARE) for _ in range(batch)]
-        self.masks = [plan.rows(batch, depth + i) for i in range(steps + SPARE)]
-        self.seeds, self.positions = (torch.zeros(batch, dtype=torch.int64) for _ in range(2))
-        self.token = torch.full((batch,), FILLER, dtype=torch.int32)
-        self.counts = [1] * batch
+        self.caches = [engine.new_cache(self.room) for _ in range(self.batch)]
+        self.seeds, self.positions = (torch.zeros(self.batch, dtype=torch.int64) for _ in range(2))
+        self.token = torch.full((self.batch,), FILLER, dtype=torch.int32)
+        self.counts = [1] * self.batch
 
     def begin(self) -> None:
-        rows = self.engine.max_rows
         for cache in self.caches:
             cache.truncate(min(cache.length, self.depth))
-            while cache.length < self.depth:
-                piece = self.prefix[cache.length : cache.length + rows]
-                self.engine.forward(piece.clone(), [len(piece)], [cache], routing="dense")
+            self.fill(self.engine, cache)
 
     def one_step(self) -> None:
         result = self.engine.forward(
@@ -103,19 +100,9 @@ class _CpuCase(DecodeCase):
 class _CudaCase(DecodeCase):
     """CudaEngine.decode with one step always in flight: a step is the time between two results."""
 
-    def __init__(
-        self,
-        engine: CudaEngine,
-        plan: Plan,
-        batch: int,
-        depth: int,
-        steps: int,
-        text: Sequence[int] | None,
-    ) -> None:
-        super().__init__(plan, batch, depth, text, spins=False)
+    def __init__(self, engine: CudaEngine, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.engine = engine
-        self.room = depth + steps + SPARE
-        self.masks = [plan.rows(batch, depth + i) for i in range(steps + SPARE)]
         self.caches: list[Any] = []
         self.run: Any = None
         self.launched = 0
@@ -127,9 +114,7 @@ class _CudaCase(DecodeCase):
             cache.release()
         self.caches = [self.engine.new_cache(self.room) for _ in range(self.batch)]
         for cache in self.caches:
-            while cache.length < self.depth:
-                piece = self.prefix[cache.length : cache.length + self.engine.max_rows]
-                self.engine.forward(piece.clone(), [len(piece)], [cache], routing="dense")
+            self.fill(self.engine, cache)
         self.run = self.engine.decode(
             self.caches,
             [FILLER] * self.batch,
@@ -160,8 +145,10 @@ def decode_case(
     text: Sequence[int] | None = None,
 ) -> DecodeCase:
     """Decode steps of `batch` sequences from `depth` tokens on."""
-    kind = _CudaCase if isinstance(engine, CudaEngine) else _CpuCase
-    return kind(engine, plan, batch, depth, steps, text)  # type: ignore[arg-type]
+    arguments = plan, batch, depth, steps, text
+    if isinstance(engine, CudaEngine):
+        return _CudaCase(engine, *arguments)
+    return _CpuCase(engine, *arguments)
 
 
 def measure_decode(

@@ -29,7 +29,7 @@ class PeerSet:
         if "all" in names:
             names = peer_names(setting.dtype)
         decoding = max(options.depths, default=0) + options.steps + SPARE if options.steps else 0
-        positions = max(decoding, *(tokens + 1 for tokens in options.prompts))
+        positions = max([decoding, *(tokens + 1 for tokens in options.prompts)])
         setup = PeerSetup(checkpoint, setting.dtype, positions, setting.device)
         self.key = setting.model, setting.device, setting.dtype
         self._peers: list[Peer]

@@ -29,12 +29,8 @@ if TYPE_CHECKING:
 
 RING = 4  # steps whose results the host may still have to read
 _MOST_GRAPHS = 16
-_UNREAD = (
-    0.0,
-    0,
-    1.0,
-    0.0,
-)  # temperature, top_k, top_p and min_p of a launch that finds them in device memory
+# temperature, top_k, top_p and min_p of a launch that finds them in device memory
+_UNREAD = (0.0, 0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 // The router's gate of a layer, per token, float32 throughout:
-//   e = W_enc x  [d_r]                           (with K and V, ops/project.h, or
-//   ops/router_code.h) z = tanh(Norm(e))  or  Norm(tanh(e))         by RouterOrder w =
-//   sigmoid(W_head (W_dec z) + b)
+//   e = W_enc x  [d_r]                          (ops/router_code.h, or with K and V ops/project.h)
+//   z = tanh(Norm(e))  or  Norm(tanh(e))        by RouterOrder
+//   w = sigmoid(W_head (W_dec z) + b)
 // Folded: v = W_dec^T W_head is one vector and w = sigmoid(v . z + b). Strict: both products as
 // written.
 #pragma once

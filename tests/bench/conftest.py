@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import run
+from tests.cli.conftest import model, run
 
-__all__ = ["committed", "results", "run"]
+__all__ = ["committed", "model", "results", "run"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
