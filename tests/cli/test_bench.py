@@ -21,9 +21,11 @@ from flexidepth.bench.options import BenchOptions, resolve_skips
 from flexidepth.bench.plans import dense_plan, make_plans
 from flexidepth.bench.prompt import measure_prompt
 from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table, tables
+from flexidepth.bench.results_file import Partial
 from flexidepth.bench.timing import Case, alternate
 from flexidepth.errors import ValueOutOfRangeError
 from flexidepth_ext import _C
+from tests.bench.rows import decode_row
 from tests.cli.conftest import Command
 
 
@@ -364,6 +366,15 @@ def test_what_was_measured_before_an_interruption_is_kept(
     assert not (tmp_path / "bench.json").exists()
     assert small_bench("--output-dir", tmp_path).exit_code == 0
     assert partial.read_text().startswith(kept)  # it may be of other options
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_kept(tmp_path: Path) -> None:
+    partial = Partial(tmp_path)
+    partial.keep([decode_row("dense", 10.0)])
+    assert json.loads((tmp_path / "bench.partial.jsonl").read_text())["name"] == "dense"
+    partial.close()
+    partial.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")

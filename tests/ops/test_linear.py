@@ -93,6 +93,17 @@ def test_rounded_rows_do_not_depend_on_their_company(rounding, k):
         assert torch.equal(ops.linear(x, w, index=index, ctx=ctx), whole[rows])
 
 
+def test_what_stands_beside_the_last_input_does_not_count(rounding):
+    x, k = torch.randn(3, 31), 31
+    w = ops.PackedWeight(torch.randn(40, k), torch.bfloat16)
+    ctx = ops.context(1, rounding)
+    want = ops.linear(x, w, ctx=ctx)
+    start, panels, steps = w.pointer - w.data.data_ptr(), 3, 16
+    packed = w.data[start : start + panels * steps * 64].view(torch.bfloat16)
+    packed.view(panels, steps, 16, 2)[:, -1, :, 1] = float("nan")
+    assert torch.equal(ops.linear(x, w, ctx=ctx), want)
+
+
 def test_inputs_of_an_earlier_call_are_forgotten(rounding):
     w = ops.PackedWeight(torch.randn(20, 64), torch.bfloat16)
     ctx, x = ops.context(1, rounding), torch.randn(4, 64)
