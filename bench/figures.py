@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flexidepth.errors import CheckpointError
@@ -84,11 +84,7 @@ def prompt_figure(result: LoadedResult) -> Any:
         ideal = [(dense.ms_median or 0.0) / 1e3 / (row.ideal or 1.0) for row in ours]
         axis.plot(shares, ideal, "--", color=line.get_color(), label=f"by arithmetic, {name}")
         axis.plot([0], [(dense.ms_median or 0.0) / 1e3], "*", color=line.get_color())
-        for row in rows:
-            if row.peer and row.ms_median is not None:
-                level = row.ms_median / 1e3
-                axis.axhline(level, color=line.get_color(), linewidth=0.8, alpha=0.6)
-                axis.annotate(f"{row.name}, {name}", (0, level), fontsize=7, va="bottom")
+        _draw_peers(axis, rows, lambda row: (row.ms_median or 0.0) / 1e3, line.get_color(), name)
     axis.set_xlabel("routed layers skipped by each token, per cent (star: dense, without routers)")
     axis.set_ylabel("seconds")
     axis.set_ylim(bottom=0)
@@ -123,6 +119,16 @@ def breakdown_figure(result: LoadedResult) -> Any:
     axis.legend(fontsize=8)
     axis.set_title(plain_text(f"where the time goes, {result.machine['cpu']}"), fontsize=9)
     return figure
+
+
+def _draw_peers(
+    axis: Any, rows: Sequence[BenchRow], height: Callable[[BenchRow], float], colour: str, name: str
+) -> None:
+    """A level for each peer that was measured."""
+    for row in rows:
+        if row.peer and row.ms_median is not None:
+            axis.axhline(height(row), color=colour, linewidth=0.8, alpha=0.6)
+            axis.annotate(f"{row.name}, {name}", (0, height(row)), fontsize=7, va="bottom")
 
 
 def _lines(rows: Sequence[BenchRow], kind: str) -> list[list[BenchRow]]:
