@@ -13,7 +13,10 @@ classes.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,6 +67,27 @@ __all__ = [
     "save_checkpoint",
     "save_routing",
 ]
+
+
+def _import_extension() -> None:
+    """Import the flexidepth_ext that was installed beside this package.
+
+    Python started in a checkout looks there first, where flexidepth_ext is not built unless the checkout itself is what
+    was installed.
+    """
+    name = "flexidepth_ext"
+    beside = Path(__file__).parent.parent / name
+    if name in sys.modules or not (beside / "__init__.py").exists():
+        return
+    spec = spec_from_file_location(
+        name, beside / "__init__.py", submodule_search_locations=[str(beside)]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_import_extension()
 
 
 def __getattr__(name: str) -> Any:

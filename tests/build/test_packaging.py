@@ -152,3 +152,32 @@ def test_bench_is_a_part_of_the_installed_package(tmp_path: Path) -> None:
         check=False,
     )
     assert result.stdout.strip() == "flexidepth.bench.machine", result.stderr
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_a_checkout_does_not_hide_the_extension_that_was_installed(
+    tmp_path: Path, editable: bool
+) -> None:
+    """Python started in a checkout finds its flexidepth_ext before the installed one, which alone is built."""
+    places = {"installed": tmp_path / "site-packages", "checkout": tmp_path / "checkout"}
+    for name, place in places.items():
+        (place / "flexidepth_ext").mkdir(parents=True)
+        (place / "flexidepth_ext" / "__init__.py").write_text(f"PLACE = {name!r}\n")
+        (place / "flexidepth_ext" / "inner.py").write_text(f"PLACE = {name!r}\n")
+    package = places["checkout"] / "python_api" if editable else places["installed"]
+    (package / "flexidepth").mkdir(parents=True)
+    shutil.copy(ROOT / "python_api" / "flexidepth" / "__init__.py", package / "flexidepth")
+    code = (
+        "import flexidepth, flexidepth_ext, flexidepth_ext.inner as inner; "
+        "print(flexidepth_ext.PLACE, inner.PLACE)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=places["checkout"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["checkout" if editable else "installed"] * 2, done.stderr
