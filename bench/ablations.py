@@ -73,6 +73,7 @@ def main(
     training_tokens: Annotated[int, typer.Option(min=1, help="Of each variant.")] = 61_440,
     skipped: Annotated[str, typer.Option(help="Mean layers to skip.")] = "1,2,3,4,6,8",
     tokens: Annotated[int, typer.Option(help="Most tokens of each held-out text.")] = 4096,
+    answers: Annotated[int, typer.Option(help="Prompts that are answered, cut at 128 tokens.")] = 0,
 ) -> None:
     """Train and evaluate variants."""
     from flexidepth.evaluation.options import EvalOptions
@@ -92,7 +93,8 @@ def main(
         "skipped": [float(number) for number in skipped.split(",")],
         "methods": ["flexidepth"],
         "tokens": tokens,
-        "answers": 0,
+        "answers": answers,
+        "max_new_tokens": 128,
         "per_kind": 0,
     }
     EvalOptions("before anything trains", **values)

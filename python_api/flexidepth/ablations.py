@@ -46,11 +46,12 @@ class AblatedLayer(DecoderLayer):
     def forward(
         self, h: Tensor, step: StepInputs, threshold: Tensor, decision: Decision
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As DecoderLayer's; UnsupportedError for no_skipped_kv with a cache, which keeps no decisions."""
+        """As DecoderLayer's; UnsupportedError for no_skipped_kv with a cache that keeps no decisions."""
         forgets = self.routed and not decision.dense and "no_skipped_kv" in self.ablations
-        if forgets and step.cache is not None:
+        if forgets and step.cache is not None and not hasattr(step.cache, "update_ran"):
             raise UnsupportedError(
-                "forward: a model with the ablation no_skipped_kv and a cache; give use_cache=False"
+                f"forward: a model with the ablation no_skipped_kv and a {type(step.cache).__name__}, which does not "
+                "keep which tokens skipped a layer; give use_cache=False"
             )
         return super().forward(h, step, threshold, decision)
 
@@ -120,5 +121,8 @@ class AblatedLayer(DecoderLayer):
         """Without keys and values of skipped tokens where they are ablated; a token still sees itself."""
         if "no_skipped_kv" not in self.ablations:
             return step
-        own = torch.eye(run.shape[1], dtype=torch.bool, device=run.device)
-        return replace(step, mask=step.mask & (run[:, None, :] | own))
+        tokens = run.shape[1]
+        ran = run if step.cache is None else step.cache.update_ran(run, self.self_attn.layer)
+        slots = torch.arange(ran.shape[1], device=run.device)
+        own = slots[-tokens:, None] == slots
+        return replace(step, mask=step.mask & (ran[:, None, :] | own))

@@ -52,7 +52,7 @@ def test_likelihoods_are_those_of_whole_texts(llm: FlexiDepth, point: Point) -> 
 
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("point", [base_point(), Point("m", 1, thresholds=[0.4, 0.6, 0.5])])
-def test_the_trainable_model_computes_a_question_and_its_answers_as_one_tree(
+def test_the_trainable_model_computes_answers_behind_a_shared_question(
     llm: FlexiDepth, tmp_path: Path, point: Point, window: int | None
 ) -> None:
     checkpoint = open_checkpoint(save_tiny(tmp_path / "tiny", sliding_window=window))

@@ -13,18 +13,15 @@ from typing import Any
 
 import matplotlib.image
 import pytest
-import torch
 
-from flexidepth import FlexiDepth, open_checkpoint
+from flexidepth import FlexiDepth
 from flexidepth.errors import SaveError, UnsupportedError, ValueOutOfRangeError
 from flexidepth.evaluation import EvalOptions, EvalResult, evaluate, measure
 from flexidepth.evaluation.data import read_data
-from flexidepth.evaluation.points import METHODS, Point, base_point
+from flexidepth.evaluation.points import METHODS
 from flexidepth.evaluation.record import PARTIAL
 from flexidepth.evaluation.report import report_text
 from flexidepth.evaluation.rows import AnswersRow, KindRow, TaskRow, TextRow
-from flexidepth.evaluation.torch_engine import TorchEngine
-from flexidepth.evaluation.windows import trace_windows
 
 from .conftest import save_tiny, sentence, write_lines
 
@@ -101,7 +98,7 @@ def test_every_point_has_every_row(everything: tuple[EvalResult, Path, list[str]
     assert any("other.jsonl is left out" in line for line in said)
 
 
-def test_ablated_models_are_measured_on_texts_and_tasks(
+def test_ablated_models_are_measured_as_others_are(
     make: Make, tmp_path: Path, model: Path, prose: Path, tasks: Path
 ) -> None:
     """The trainable model's figures; with nothing ablated they would be the engine's."""
@@ -113,35 +110,20 @@ def test_ablated_models_are_measured_on_texts_and_tasks(
     options = make(also=also, skipped=[0, 1], methods=[], per_kind=1, tasks=tasks / "words.jsonl")
     result = evaluate(options, notify=said.append)
     found = {(r.part, r.method, r.asked) for r in result.rows if r.method in also}
-    assert found == {(part, name, n) for part in ("text", "task") for name in also for n in (0, 1)}
+    parts = ("text", "task", "answers")
+    assert found == {(part, name, n) for part in parts for name in also for n in (0, 1)}
     scores = {r.method: r.acc_norm for r in result.rows if isinstance(r, TaskRow) and not r.asked}
     assert scores == dict.fromkeys(("base", *also), scores["base"])
     rows = {(r.method, r.asked): r for r in result.rows if r.key[3] == "prose"}
+    answers = {(r.method, r.asked): r for r in result.rows if isinstance(r, AnswersRow)}
     for name in also:
+        assert answers[name, 0].identical == 1
         assert rows[name, 0].ratio == pytest.approx(1, abs=1e-4)
         assert rows[name, 1].skipped == pytest.approx(1, abs=0.5)
         assert rows[name, 1].ratio != rows[name, 0].ratio
         assert any(f"{name}: {name}; computed by the trainable model" in line for line in said)
     with pytest.raises(ValueOutOfRangeError, match="further checkpoint"):
         evaluate(make(model=also["no_adapter"]))
-
-
-def test_the_trainable_model_answers_as_the_engine_does(llm: FlexiDepth, model: Path) -> None:
-    engine = TorchEngine(open_checkpoint(model), torch.float32)
-    windows = [list(range(40, 90)), list(range(7, 27))]
-    mask = torch.rand(60, 3, generator=torch.Generator().manual_seed(0)) < 0.5
-    for point in (base_point(), Point("m", 1, thresholds=[0.4, 0.6, 0.5]), Point("m", 1, mask)):
-        ours = trace_windows(engine, windows, point)
-        want = trace_windows(llm.engine, windows, point)
-        torch.testing.assert_close(ours.logprobs, want.logprobs, rtol=1e-4, atol=1e-4)
-        assert ours.skipped == want.skipped and torch.equal(ours.best, want.best)
-    cache = engine.new_cache(9)
-    ids = torch.arange(4, dtype=torch.int32)
-    engine.forward(ids, [4], [cache])
-    with pytest.raises(
-        UnsupportedError, match=r"a routing mask for 1 sequences, \[4\] tokens held"
-    ):
-        engine.forward(ids, [4], [cache], routing="forced", mask=mask[:4].to(torch.uint8))
 
 
 def test_rows_fit_the_model(everything: tuple[EvalResult, Path, list[str]], model: Path) -> None:

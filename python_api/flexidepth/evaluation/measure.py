@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ class Measurer:
 
     Args:
         config: of the model that is evaluated; its adapters' width counts in the bytes of the baselines.
-        weight_bytes: of a weight. without_answers: methods that no greedy answers are asked of.
+        weight_bytes: of a weight.
     """
 
     def __init__(
@@ -44,12 +44,10 @@ class Measurer:
         config: FlexiDepthConfig,
         weight_bytes: int,
         max_new_tokens: int,
-        without_answers: Collection[str] = (),
         notify: Callable[[str], None],
     ) -> None:
         self.data, self.record, self.config = data, record, config
         self.weight_bytes, self.max_new_tokens, self.notify = weight_bytes, max_new_tokens, notify
-        self.without_answers = without_answers
         # The base model on the beginning of the calibration text, for others to be compared with.
         self.base_reference: Trace | None = None
         self._base_traces: dict[str, Trace] = {}
@@ -59,7 +57,7 @@ class Measurer:
         """Keys of the rows of a point that are yet to be measured."""
         keys = [("text", method, asked, text_set.name) for text_set in self.data.sets]
         keys += [("task", method, asked, name) for name in self.data.tasks]
-        if self.data.prompts and method not in self.without_answers:
+        if self.data.prompts:
             keys.append(("answers", method, asked, ""))
         return [key for key in keys if key not in self.record.rows]
 

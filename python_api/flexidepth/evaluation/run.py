@@ -97,7 +97,6 @@ def evaluate(
         config=checkpoint.config,
         weight_bytes=torch.empty((), dtype=dtype).element_size(),
         max_new_tokens=options.max_new_tokens,
-        without_answers={name for name, other in others.items() if other.config.ablations},
         notify=notify,
     )
     _measure_model(FLEXIDEPTH, checkpoint, options, measurer)
@@ -126,7 +125,7 @@ def _measure_model(
         return
     if checkpoint.config.ablations:
         names = ", ".join(checkpoint.config.ablations)
-        measurer.notify(f"{method}: {names}; computed by the trainable model, without answers")
+        measurer.notify(f"{method}: {names}; computed by the trainable model")
     with _loaded(checkpoint, options) as llm:
         beginning = measurer.data.calibration[0][:_COMPARED_TOKENS]
         trace = trace_windows(llm.engine, [beginning], base_point())

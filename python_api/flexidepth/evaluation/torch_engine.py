@@ -16,33 +16,13 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.trainable import trainable
 from ..errors import UnsupportedError
 from ..routing import ForcedRouting
-from .token_tree import TokenTree, plant_trees
+from .torch_cache import BatchCache, TorchCache
 
 _BATCH_TOKENS = 2048  # computed at once, padding included
 
 
-class TokenHistory:
-    """Stands for an engine's cache: tokens, which are computed again with each that follows them."""
-
-    def __init__(self) -> None:
-        self.ids: tuple[int, ...] = ()
-
-    @property
-    def length(self) -> int:
-        """Tokens held."""
-        return len(self.ids)
-
-    def copy_from(self, other: TokenHistory) -> None:
-        """Hold what `other` holds."""
-        self.ids = other.ids
-
-    def release(self) -> None:
-        """Forget everything."""
-        self.ids = ()
-
-
 class TorchEngine:
-    """A checkpoint computed without keys and values of earlier calls, which some ablations do not have.
+    """A checkpoint computed by the trainable model, sequences in batches.
 
     Args:
         dtype: to which weights are rounded, as the engine would hold them. Computed is in float32; in bfloat16 where
@@ -57,10 +37,11 @@ class TorchEngine:
         self.half = dtype == torch.bfloat16 and "amx_bf16" in cpu_flags()
         self.config = checkpoint.config
         self.num_routed = self.config.num_routed_layers
+        self.vocab_size = self.config.vocab_size
 
-    def new_cache(self, _: int) -> TokenHistory:
+    def new_cache(self, max_length: int) -> TorchCache:
         """As Engine.new_cache."""
-        return TokenHistory()
+        return TorchCache(self.config.num_hidden_layers, max_length)
 
     @torch.inference_mode()
     def forward(
@@ -80,10 +61,6 @@ class TorchEngine:
                 f"eval: a routing mask for {len(counts)} sequences, {[c.length for c in caches]} tokens held; an "
                 "ablated model takes one for one sequence from its beginning; leave the mask out"
             )
-        parts = [tuple(part.tolist()) for part in torch.split(token_ids, list(counts))]
-        trees = plant_trees(
-            [cache.ids for cache in caches], parts, joined=self.config.sliding_window is None
-        )
         forced = ForcedRouting(routing, self.num_routed, routing, recorded=mask)
         if logits_rows is None:
             logits_rows = torch.tensor(list(counts)).cumsum(0) - 1
@@ -93,49 +70,62 @@ class TorchEngine:
             config.router_thresholds = thresholds.tolist()
         try:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-                hidden, gates, run = self._compute(trees, len(token_ids), forced)
+                hidden, gates, run = self._compute(token_ids, counts, caches, forced)
                 logits = self.model.lm_head(hidden[logits_rows.long()]).float()
         finally:
             config.router_thresholds = own
-        for cache, part in zip(caches, parts, strict=True):
-            cache.ids += part
         return StepResult(logits, gates, run)
 
     def _compute(
-        self, trees: Sequence[TokenTree], rows: int, forced: ForcedRouting
+        self,
+        token_ids: Tensor,
+        counts: Sequence[int],
+        caches: Sequence[TorchCache],
+        forced: ForcedRouting,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(final hidden states, gates, run) of the rows of a call."""
-        hidden = torch.empty(rows, self.config.hidden_size)
-        gates = torch.empty(rows, self.num_routed)
-        run = torch.empty(rows, self.num_routed, dtype=torch.uint8)
-        for batch in _batches(trees):
-            length = max(len(tree.ids) for tree in batch)
+        hidden = torch.empty(len(token_ids), self.config.hidden_size)
+        gates = torch.empty(len(token_ids), self.num_routed)
+        run = torch.empty(len(token_ids), self.num_routed, dtype=torch.uint8)
+        rows = torch.split(torch.arange(len(token_ids)), list(counts))
+        parts = [token_ids[own] for own in rows]
+        for batch in _batches(counts):
+            cache = BatchCache([caches[i] for i in batch], [counts[i] for i in batch])
             out = self.model.model(
-                torch.stack([tree.padded_ids(length) for tree in batch]),
-                attention_mask=torch.stack([tree.visible(length) for tree in batch])[:, None],
-                position_ids=torch.stack([tree.positions(length) for tree in batch]),
-                use_cache=False,
+                torch.nn.utils.rnn.pad_sequence([parts[i] for i in batch], batch_first=True),
+                attention_mask=cache.visible(),
+                position_ids=cache.positions(),
+                past_key_values=cache,
                 force_routing=forced,
             )
-            for b, tree in enumerate(batch):
-                new = slice(tree.root, len(tree.ids))
-                hidden[tree.rows] = out.last_hidden_state[b, new]
+            cache.commit()
+            for b, i in enumerate(batch):
+                hidden[rows[i]] = out.last_hidden_state[b, : counts[i]].float()
                 if self.num_routed:
-                    gates[tree.rows] = out.gates[b, new]
-                    run[tree.rows] = out.run[b, new].to(torch.uint8)
+                    gates[rows[i]] = out.gates[b, : counts[i]]
+                    run[rows[i]] = out.run[b, : counts[i]].to(torch.uint8)
         return hidden, gates, run
+
+    def sample(self, logits: Tensor, *, temperature: float, **_: Any) -> tuple[Tensor, Tensor]:
+        """As Engine.sample, greedy alone."""
+        if temperature:
+            raise UnsupportedError(
+                f"eval: temperature {temperature:g} of an ablated model, whose answers are greedy; give 0"
+            )
+        values, tokens = logits.max(-1)
+        return tokens.int(), values - logits.logsumexp(-1)
 
     def close(self) -> None:
         """Nothing to give back."""
 
 
-def _batches(trees: Sequence[TokenTree]) -> Iterator[list[TokenTree]]:
-    """Trees of like lengths together, so that little is padding."""
-    batch: list[TokenTree] = []
-    for tree in sorted(trees, key=lambda tree: len(tree.ids)):
-        if batch and (len(batch) + 1) * len(tree.ids) > _BATCH_TOKENS:
+def _batches(counts: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of sequences with like counts of new tokens together, so that little is padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(counts)), key=lambda i: counts[i]):
+        if batch and (len(batch) + 1) * counts[i] > _BATCH_TOKENS:
             yield batch
             batch = []
-        batch.append(tree)
+        batch.append(i)
     if batch:
         yield batch
