@@ -16,7 +16,7 @@ def read_bandwidth(threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        data = torch.frombuffer(_memory(), dtype=torch.float32).fill_(1.0)
+        data = torch.frombuffer(huge_pages(_BYTES), dtype=torch.float32).fill_(1.0)
         best = float("inf")
         for _ in range(_ROUNDS):
             begin = time.perf_counter()
@@ -27,10 +27,10 @@ def read_bandwidth(threads: int) -> float:
         torch.set_num_threads(before)
 
 
-def _memory() -> mmap.mmap:
-    """On huge pages where the system gives them, as the engine's weights are: on scattered small ones two thirds of the
-    bandwidth were measured."""
-    memory = mmap.mmap(-1, _BYTES)
+def huge_pages(nbytes: int) -> mmap.mmap:
+    """Memory on huge pages where the system gives them, as the engine's weights are: on scattered small ones two thirds
+    of the bandwidth were measured."""
+    memory = mmap.mmap(-1, nbytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

@@ -14,6 +14,7 @@ from flexidepth_ext.engine import Engine
 from .decode import decode_case
 from .ideal import bytes_per_token
 from .plans import Plan
+from .reads import STEADY
 
 PARTS = ("router", "keys and values", "queries and output", "attention", "feed-forward", "adapter")
 _STEPS = 48
@@ -73,6 +74,9 @@ def measure_breakdown(
 def _times(engine: Engine, plan: Plan, depth: int, steps: int) -> dict[str, float]:
     """Seconds of a token by part; "other" has what is between passes as well."""
     case = decode_case(engine, plan, batch=1, depth=depth, steps=steps)
+    case.start()
+    for _ in range(STEADY):
+        case.step()
     case.start()
     for _ in range(2):
         case.step()

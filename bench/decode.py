@@ -13,8 +13,9 @@ from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.engine import Engine
 
 from .models import step_bytes
-from .options import SPARE, Setting
+from .options import Setting, places
 from .plans import Plan, dense_plan
+from .reads import Reads, steady_steps
 from .rows import DECODE, BenchRow, timed, with_comparisons
 from .timing import Case, Spent, alternate
 
@@ -25,7 +26,7 @@ class DecodeCase(Case, ABC):
     """Sequences that decode side by side by one plan, greedily, each block from the same depth on.
 
     depth: tokens in the cache when a block begins. steps: most steps of a block, the warm-up not counted. text: ids of
-    the first `depth` tokens, None = fillers. decided: uint8 [batch, routed layers] of each step, the warm-up's too.
+    the first `depth` tokens, None = fillers. decided: uint8 [batch, routed layers] of each timed step.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class DecodeCase(Case, ABC):
     ) -> None:
         super().__init__(plan.name, self.one_step, self.begin, after=self.keep, spins=False)
         self.plan, self.batch, self.depth = plan, batch, depth
-        self.room = depth + steps + SPARE
+        self.room = places(depth, steps)
         ids = list(text or [])[:depth]
         self.prefix = torch.tensor(ids + [FILLER] * (depth - len(ids)), dtype=torch.int32)
         self.masks = [plan.rows(batch, position) for position in range(depth, self.room)]
@@ -168,22 +169,37 @@ def measure_decode(
 ) -> list[BenchRow]:
     """Rows for our dense pass, for each plan, and for each peer.
 
+    On the CPU a block is timed once its caches are in the state in which such steps keep them (`bench.reads`), and mere
+    reads of as many bytes are timed in turn with the steps.
+
     Args:
         steps: timed per case, spread over the rounds. setting: what the engine was made of, for the rows.
-        bandwidth: GB/s that the device can read. spent: where the time went is added to it.
+        bandwidth: GB/s that a device other than the CPU can read. spent: where the time went is added to it.
     """
     block = -(-steps // rounds)
     cases = [
         decode_case(engine, plan, batch=batch, depth=depth, steps=block, text=text)
         for plan in (dense_plan(), *plans)
     ]
-    clock = alternate([*cases, *peers], rounds=rounds, steps=steps, progress=progress)
+    dense_bytes = _bytes(cases[0], engine)
+    reads, steady = None, 0
+    if isinstance(engine, Engine):
+        size = torch.empty((), dtype=engine.dtype).element_size()
+        reads = Reads(engine.config, size, depth, engine.num_threads)
+        steady = steady_steps(dense_bytes)
+    others = [*peers, *(reads.cases if reads else ())]
+    clock = alternate(
+        [*cases, *others], rounds=rounds, steps=steps, steady=steady, progress=progress
+    )
     if spent is not None:
         spent.add(clock)
     where = setting or Setting("", "cpu", engine.dtype, getattr(engine, "num_threads", None))
     shared = {**where.fields(), "batch": batch, "kind": DECODE, "test": f"tg{steps} @ d{depth}"}
-    dense_bytes = _bytes(cases[0], engine)
-    rows = [_own_row(shared, case, engine, dense_bytes, bandwidth) for case in cases]
+
+    def gives(nbytes: float) -> float | None:
+        return nbytes / reads.milliseconds(nbytes) / 1e6 if reads else bandwidth
+
+    rows = [_own_row(shared, case, engine, dense_bytes, gives) for case in cases]
     rows += [peer_row(shared, case, batch) for case in peers]
     return with_comparisons(rows)
 
@@ -193,11 +209,13 @@ def _own_row(
     case: DecodeCase,
     engine: Engine | CudaEngine,
     dense_bytes: float,
-    bandwidth: float | None,
+    gives: Callable[[float], float | None],
 ) -> BenchRow:
+    """gives: GB/s that the memory gives a step of so many bytes."""
     figures = timed(case.samples, case.batch)
     nbytes = _bytes(case, engine)
     gigabytes = nbytes / figures["ms_median"] / 1e6
+    given = gives(nbytes)
     dense = case.plan.asked is None
     got = None
     if not dense:
@@ -209,7 +227,8 @@ def _own_row(
         skip_got=got,
         **figures,
         work=gigabytes,
-        work_share=gigabytes / bandwidth if bandwidth else None,
+        given=given,
+        work_share=gigabytes / given if given else None,
         ideal=None if dense else dense_bytes / nbytes,
         samples=case.samples,
         blocks=case.blocks,

@@ -48,7 +48,10 @@ def decode_figure(result: LoadedResult) -> Any:
         skipped = [row.skip_got for row in ours]
         (line,) = axis.plot(skipped, [row.tps_median for row in ours], "o-", label=name)
         ideal = [(dense.tps_median or 0.0) * (row.ideal or 0.0) for row in ours]
-        axis.plot(skipped, ideal, "--", color=line.get_color(), label=f"ideal, {name}")
+        axis.plot(skipped, ideal, "--", color=line.get_color(), label=f"ideal by bytes, {name}")
+        reads = [(dense.tps_median or 0.0) * (row.ideal_reads or 0.0) for row in ours]
+        if any(reads):
+            axis.plot(skipped, reads, ":", color=line.get_color(), label=f"by reads, {name}")
         for row in rows:
             if row.peer and row.tps_median is not None:
                 axis.axhline(row.tps_median, color=line.get_color(), linewidth=0.8, alpha=0.6)

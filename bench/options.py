@@ -15,6 +15,7 @@ from flexidepth.config import FlexiDepthConfig
 from flexidepth.errors import ValueOutOfRangeError
 
 from .peers import PEERS
+from .reads import STEADY
 
 DTYPES = {
     "auto": torch.bfloat16,
@@ -26,7 +27,7 @@ DTYPES = {
     "f32": torch.float32,
 }
 ROUTINGS = ("random", "fixed", "model")  # or a file with a recorded one
-SPARE = 8  # cache places beside depth and steps: warm-up steps
+_SPARE = 8  # cache places for warm-up steps
 _MAX_THREADS = 1024  # the engine's own limit
 _MAX_BATCH = 64
 
@@ -157,12 +158,17 @@ class BenchOptions:
         for tokens in self.prompts:
             _check("prompt", tokens, tokens <= limit, f"0 to {limit}, the model's positions")
         for depth in self.depths if self.steps else ():
-            if depth + self.steps + SPARE > limit:
+            if places(depth, self.steps) > limit:
                 raise ValueOutOfRangeError(
-                    f"bench: depth {depth} and {self.steps} steps need {depth + self.steps + SPARE} positions; this "
+                    f"bench: depth {depth} and {self.steps} steps need {places(depth, self.steps)} positions; this "
                     f"model has {limit}; lower -d or -n"
                 )
         return resolve_skips(self.skips, config.num_routed_layers)
+
+
+def places(depth: int, steps: int) -> int:
+    """Of a cache for a block of so many steps behind `depth` tokens, and for those that go before it."""
+    return depth + max(steps, STEADY) + _SPARE
 
 
 def resolve_skips(skips: Sequence[int] | str, num_routed: int) -> list[int]:

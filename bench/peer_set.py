@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from flexidepth.checkpoints import Checkpoint
 
-from .options import SPARE, BenchOptions, Setting
+from .options import BenchOptions, Setting, places
 from .peers import PeerSetup, available, decode_cases, peer_names, prompt_cases
 from .peers.base import MissingPeer, Peer
 from .timing import Case
@@ -28,7 +28,7 @@ class PeerSet:
         names: Sequence[str] = options.peers
         if "all" in names:
             names = peer_names(setting.dtype)
-        decoding = max(options.depths, default=0) + options.steps + SPARE if options.steps else 0
+        decoding = places(max(options.depths, default=0), options.steps) if options.steps else 0
         positions = max([decoding, *(tokens + 1 for tokens in options.prompts)])
         setup = PeerSetup(checkpoint, setting.dtype, positions, setting.device)
         self.key = setting.model, setting.device, setting.dtype

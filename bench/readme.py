@@ -88,7 +88,7 @@ def tasks_table(path: Path) -> str:
 
 
 def decode_table(path: Path) -> str:
-    """Tokens per second and speed over dense: a pair of columns for each thread count."""
+    """Tokens per second, speed over dense and what mere reads allow, for each thread count; what bytes allow."""
     result = read_results(path)
     columns = _columns(result, DECODE)
     routed = max(sizes["routed_layers"] for sizes in result.models.values())
@@ -96,31 +96,42 @@ def decode_table(path: Path) -> str:
     for rows in columns:
         threads = rows[0].threads
         heading += [f"{threads} thread{'s' if threads != 1 else ''}, tok/s", "x dense"]
-    cells = [[*heading, "ideal by bytes"]]
+        heading += ["by reads"]
+    cells = [[*heading, "by bytes"]]
     for name in _shown(columns[0]):
         found = [next((row for row in rows if row.name == name), None) for rows in columns]
-        pairs = [
+        texts = [
             text
             for row in found
-            for text in (_number(row, "tps_median", ".1f"), _number(row, "speedup", ".2f"))
+            for text in (
+                _number(row, "tps_median", ".1f"),
+                _number(row, "speedup", ".2f"),
+                _number(row, "ideal_reads", ".2f").strip("-"),
+            )
         ]
-        cells.append([_named(found, routed), *pairs, _number(found[0], "ideal", ".2f").strip("-")])
-    return "\n\n".join([_markdown(cells), _decode_summary(result, columns)])
+        cells.append([_named(found, routed), *texts, _number(found[0], "ideal", ".2f").strip("-")])
+    return "\n\n".join([_markdown(cells), _decode_summary(columns)])
 
 
-def _decode_summary(result: LoadedResult, columns: Sequence[Sequence[BenchRow]]) -> str:
-    """How near to the ideal, how much faster than each peer, how much of the bandwidth."""
+def _decode_summary(columns: Sequence[Sequence[BenchRow]]) -> str:
+    """How near to both ideals, how near to a mere read's rate, how much faster than each peer."""
     sentences = []
     for rows in columns:
         threads = f"{rows[0].threads} thread{'s' if rows[0].threads != 1 else ''}"
         shares = [row.of_ideal for row in rows if row.of_ideal is not None]
         dense = next(row for row in rows if row.name == DENSE)
-        bandwidth = result.bandwidth[f"{rows[0].threads} threads"]
-        work = [row.work for row in rows if row.work is not None]
+        reads = [row.of_reads for row in rows if row.of_reads is not None]
+        work = [row.work_share for row in rows if row.work_share is not None]
+        by_reads = f"{min(reads):.2f} to {max(reads):.2f} of the ideal by reads, " if reads else ""
         over = ", ".join(f"{ratio:.2f} x {name}" for name, ratio in dense.over_peers.items())
         sentences.append(
-            f"On {threads}: {min(shares):.2f} to {max(shares):.2f} of the ideal at {len(shares)} numbers of layers; "
-            f"{min(work):.1f} to {max(work):.1f} GB/s of the {bandwidth:.1f} that the memory gives"
+            f"On {threads}: {by_reads}{min(shares):.2f} to {max(shares):.2f} of that by bytes at {len(shares)} numbers "
+            f"of layers"
+            + (
+                f"; bytes come at {min(work):.0%} to {max(work):.0%} of a mere read's rate"
+                if work
+                else ""
+            )
             + (f"; dense {over}." if over else ".")
         )
     return "\n".join(sentences)

@@ -39,8 +39,10 @@ DECODE_COLUMNS: Columns = (
     ("ms_median", "ms p50", ".2f"),
     ("ms_p99", "p99", ".2f"),
     ("work", "GB/s", ".1f"),
-    ("work_share", "of bandwidth", ".0%"),
+    ("work_share", "of a read's", ".0%"),
     *_LIMITS,
+    ("ideal_reads", "ideal by reads", ".3f"),
+    ("of_reads", "of it", ".3f"),
 )
 PROMPT_COLUMNS: Columns = (
     (_marked, "prompt", ""),
@@ -57,6 +59,7 @@ DEMO_COLUMNS: Columns = (
     ("speedup", "x dense", ".2f"),
     ("ideal", "ideal", ".2f"),
     ("of_ideal", "of ideal", ".2f"),
+    ("ideal_reads", "ideal by reads", ".2f"),
 )
 OP_COLUMNS: Columns = (
     ("name", "op", ""),

@@ -24,9 +24,10 @@ class BenchRow:
 
     skip_asked, skip_got: layers skipped by a token, in the mean; None where that is not ours to say. ms_median, ms_p99:
     of a token of each sequence (decode) or of a whole prompt, milliseconds. tps_mean, tps_std: tokens per second. work:
-    10^9 bytes read (decode) or multiply-adds x 2 (prompt) a second; work_share: bytes of the bandwidth measured in the
-    same run. speedup: over our dense pass of the same setting. ideal: what bytes or arithmetic allow. over_peers: our
-    speed over each peer's. logits_rmse, gate_agreement, peak_mb: see `bench.accuracy`, `bench.memory`. others_cores:
+    10^9 bytes read (decode) or multiply-adds x 2 (prompt) a second; given: GB/s at which as many bytes are merely read,
+    over and over, in the same run; work_share: of that. speedup: over our dense pass of the same setting. ideal: what
+    bytes or arithmetic allow; ideal_reads: what mere reads of the bytes make of it. over_peers: our speed over each
+    peer's. logits_rmse, gate_agreement, peak_mb: see `bench.accuracy`, `bench.memory`. others_cores:
     processors that other programs used meanwhile. samples: seconds of each step; blocks: how many belong to each round.
     """
 
@@ -47,10 +48,13 @@ class BenchRow:
     tps_mean: float | None = None
     tps_std: float | None = None
     work: float | None = None
+    given: float | None = None
     work_share: float | None = None
     speedup: float | None = None
     ideal: float | None = None
     of_ideal: float | None = None
+    ideal_reads: float | None = None
+    of_reads: float | None = None
     over_peers: Mapping[str, float] = field(default_factory=dict)
     logits_rmse: float | None = None
     gate_agreement: float | None = None
@@ -119,7 +123,9 @@ def timed(samples: Sequence[float], tokens: int) -> dict[str, Any]:
 
 def with_comparisons(rows: Sequence[BenchRow]) -> list[BenchRow]:
     """Rows of one group with their speed over our dense pass and over each peer."""
-    dense = next((r.ms_median for r in rows if r.name == DENSE and not r.peer), None)
+    base = next((r for r in rows if r.name == DENSE and not r.peer), None)
+    dense = None if base is None else base.ms_median
+    given = None if base is None else base.given
     peers = {row.name: row.ms_median for row in rows if row.peer and row.ms_median}
     done = []
     for row in rows:
@@ -128,6 +134,11 @@ def with_comparisons(rows: Sequence[BenchRow]) -> list[BenchRow]:
             continue
         speedup = None if dense is None else dense / row.ms_median
         of_ideal = None if speedup is None or row.ideal is None else speedup / row.ideal
+        reads = of_reads = None
+        if row.ideal is not None and row.given is not None and given is not None:
+            reads = row.ideal * row.given / given
+            of_reads = None if speedup is None else speedup / reads
         over = {} if row.peer else {name: ms / row.ms_median for name, ms in peers.items()}
-        done.append(dataclasses.replace(row, speedup=speedup, of_ideal=of_ideal, over_peers=over))
+        compared = dataclasses.replace(row, speedup=speedup, of_ideal=of_ideal, over_peers=over)
+        done.append(dataclasses.replace(compared, ideal_reads=reads, of_reads=of_reads))
     return done

@@ -13,7 +13,7 @@ SETTLE_S = 0.25
 
 @dataclass
 class Case:
-    """One alternative: `start` prepares a block, `step` is timed once per sample, `after` follows it untimed.
+    """One alternative: `start` prepares a block, `step` is timed once per sample, `after` follows those, untimed.
 
     spins: its threads may still be busy when a step is over, so what comes next waits for them.
     """
@@ -58,6 +58,7 @@ def alternate(
     *,
     rounds: int,
     steps: int,
+    steady: int = 0,
     warmup: int = 2,
     settle: float = SETTLE_S,
     progress: Callable[[str], None] | None = None,
@@ -65,8 +66,12 @@ def alternate(
     """Time `steps` steps of each case, spread over `rounds` turns through all cases.
 
     A block starts with `warmup` steps that are not counted, after a pause where the threads of the case
-    before it may need one to go to sleep. Each turn begins with another case, so that none always follows the same
-    one: what runs behind a peer is slower for a while.
+    before it may need one to go to sleep. Each turn begins with another case, so that a machine that drifts does not do
+    so along the order of the cases.
+
+    Args:
+        steady: steps of a block after which it starts once more, and is timed: as many as the caches of the processor
+            need to forget the case before.
     """
     spent = Spent()
     spinning = True  # what ran before all this is not known
@@ -77,12 +82,15 @@ def alternate(
             if progress is not None:
                 progress(f"round {number + 1}/{rounds}: {case.name}")
             begin = time.perf_counter()
-            case.start()
             if spinning:
                 time.sleep(settle)
+            case.start()
+            if steady:
+                for _ in range(steady):
+                    case.step()
+                case.start()
             for _ in range(warmup):
                 case.step()
-                case.after()
             first = time.perf_counter()
             for _ in range(block):
                 before = time.perf_counter()

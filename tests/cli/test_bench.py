@@ -108,12 +108,21 @@ def test_cases_take_turns_and_the_first_steps_do_not_count() -> None:
     said: list[str] = []
     cases[0].after = lambda: order.append("-")
     spent = alternate(cases, rounds=2, steps=3, warmup=1, settle=0, progress=said.append)
-    assert "".join(order) == "Aa-a-BbbBbbbAa-a-a-"  # another one begins each turn
+    assert "".join(order) == "Aaa-BbbBbbbAaa-a-"  # another one begins each turn
     assert [len(case.samples) for case in cases] == [3, 3]
     assert [case.blocks for case in cases] == [[1, 2], [1, 2]]
     assert spent.timed == pytest.approx(sum(sum(case.samples) for case in cases))
     assert spent.harness_share == spent.between / (spent.between + spent.timed)
     assert said[0] == "round 1/2: a"
+
+
+def test_a_block_begins_anew_once_caches_are_steady() -> None:
+    order: list[str] = []
+    case = Case("a", lambda: order.append("a"), lambda: order.append("A"))
+    case.after = lambda: order.append("-")
+    alternate([case], rounds=2, steps=2, steady=3, warmup=1, settle=0)
+    assert "".join(order) == "AaaaAaa-" * 2
+    assert case.blocks == [1, 1]
 
 
 def test_only_those_whose_threads_spin_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +182,10 @@ def test_rows_of_a_measurement(model: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert all_skipped.over_peers == {
         "peer": pytest.approx(other.ms_median / all_skipped.ms_median)
     }
-    assert dense.work_share == pytest.approx(dense.work / 10)
+    assert dense.work_share == pytest.approx(dense.work / dense.given) and dense.given != 10
+    reads = all_skipped.ideal * all_skipped.given / dense.given
+    assert all_skipped.ideal_reads == pytest.approx(reads)
+    assert all_skipped.of_reads == pytest.approx(all_skipped.speedup / reads)
     size = bytes_per_token(config, 0, weight_bytes=2, context=4, routers=False)
     assert dense.work == pytest.approx(size / dense.ms_median / 1e6)
     assert (other.work, other.ideal, other.over_peers) == (None, None, {})

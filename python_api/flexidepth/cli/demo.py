@@ -122,3 +122,6 @@ def _measure(llm: FlexiDepth) -> None:
     print(f"\ndecode, bfloat16, batch 1, {_CONTEXT} tokens in the cache, {threads}, median")
     print(table(named, DEMO_COLUMNS))
     print("ideal: bytes that a dense token reads over bytes that this one reads")
+    print(
+        "by reads: the times in which so many bytes are merely read; caches hold a larger part of fewer bytes"
+    )
