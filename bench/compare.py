@@ -19,7 +19,8 @@ class Change:
     """A row of both results.
 
     before, after: milliseconds, or, on different machines, the inverse of the speed over the dense pass. change:
-    after / before - 1. allowed: what noise explains: 3 standard deviations of a run's median, both runs together, at
+    after / before - 1. memory: the same of a mere read of as many bytes in either run, 0 where that is not known or
+    does not matter. allowed: what noise explains: 3 standard deviations of a run's median, both runs together, at
     least 3 %.
     """
 
@@ -28,19 +29,25 @@ class Change:
     before: float
     after: float
     change: float
+    memory: float
     allowed: float
+
+    @property
+    def own(self) -> float:
+        """What is left of the change if the memory's is taken off."""
+        return (1 + self.change) / (1 + self.memory) - 1
 
     @property
     def slower(self) -> bool:
         """By more than noise."""
-        return self.change > self.allowed
+        return self.own > self.allowed
 
     @property
     def verdict(self) -> str:
         """In a word."""
         if self.slower:
             return "SLOWER"
-        return "faster" if self.change < -self.allowed else ""
+        return "faster" if self.own < -self.allowed else ""
 
 
 CHANGE_COLUMNS: Columns = (
@@ -49,6 +56,8 @@ CHANGE_COLUMNS: Columns = (
     ("before", "before", ".3f"),
     ("after", "after", ".3f"),
     ("change", "change", "+.1%"),
+    ("memory", "memory's", "+.1%"),
+    ("own", "own", "+.1%"),
     ("allowed", "noise", ".1%"),
     ("verdict", "", ""),
 )
@@ -82,7 +91,11 @@ def compare(before: LoadedResult, after: LoadedResult) -> Comparison:
             missing.append(f"{_test(row)}: {row.name}")
             continue
         a, b = _value(row, ratios) or 0.0, _value(other, ratios) or 0.0
-        changes.append(Change(_test(row), row.name, a, b, b / a - 1, _allowed((row, other))))
+        memory = 0.0
+        if not ratios and row.given is not None and other.given is not None:
+            memory = row.given / other.given - 1
+        allowed = _allowed((row, other))
+        changes.append(Change(_test(row), row.name, a, b, b / a - 1, memory, allowed))
     return Comparison(changes, missing, ratios)
 
 

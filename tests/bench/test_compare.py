@@ -42,6 +42,21 @@ def test_noise_of_the_rounds_is_allowed_for() -> None:
     assert change.change == pytest.approx(0.08) and not change.slower
 
 
+@pytest.mark.parametrize(("given", "verdict"), [(18.0, ""), (20.0, "SLOWER"), (16.0, "faster")])
+def test_what_the_memory_did_is_taken_off(given: float, verdict: str) -> None:
+    """Of a virtual machine others take a part of memory and cache: a mere read shows how much."""
+    before = decode_row("dense", 9.0, given=20.0)
+    after = decode_row("dense", 10.0, given=given)
+    (change,) = compare(loaded([before]), loaded([after])).changes
+    assert change.change == pytest.approx(1 / 9) and change.memory == pytest.approx(20 / given - 1)
+    assert change.own == pytest.approx(given / 18 - 1) and change.verdict == verdict
+    (unknown,) = compare(loaded([before]), loaded([decode_row("dense", 10.0)])).changes
+    assert unknown.memory == 0 and unknown.slower
+    pair = (with_comparisons([row]) for row in (before, after))
+    elsewhere = compare(loaded(next(pair)), loaded(next(pair), cpu="another"))
+    assert elsewhere.changes[0].memory == 0
+
+
 def test_steps_of_a_round_are_no_rounds() -> None:
     row = decode_row("dense", 10.0, samples=[0.009, 0.011] * 4, blocks=[2] * 4)
     assert row.noise == 0

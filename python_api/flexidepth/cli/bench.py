@@ -24,7 +24,8 @@ Example: flexidepth bench smollm2-135m --threads 1,2 --skip all --peers --output
 """
 _COMPARE = """Compare two results of bench; exit code 1 where a row got slower by more than the noise of both.
 
-Results of different machines are compared by their speed over our own dense pass.
+What the memory did meanwhile (mere reads of as many bytes, in both results) is taken off. Results of different
+machines are compared by their speed over our own dense pass.
 
 Example: flexidepth bench compare bench/results/intel-xeon-amx-2-cores results
 """
