@@ -23,7 +23,7 @@ constexpr int kPanel = 16;        // outputs in a panel
 constexpr int kGroup = 4;         // panels that one panel_dot call takes at most
 constexpr size_t kStep = 64;      // bytes of a panel's step
 constexpr int kMaxTileRows = 12;  // input rows that one panel_dot call takes at most
-constexpr int kRoundedRows = 16;  // input rows that one rounded_dot call takes
+constexpr int kRoundedRows = 32;  // input rows that one rounded_dot call takes at most
 constexpr int64_t kRoundedInputs = 32;
 constexpr int kMaxTile = kRoundedRows * kGroup * kPanel;  // floats in the largest output tile
 
@@ -50,10 +50,10 @@ using PanelDot = void (*)(const float* const* x, int rows, int64_t k, const Pane
 using RoundRow = void (*)(const float* x, int64_t k, uint32_t* pairs);
 
 // As PanelDot for bfloat16 panels, with inputs that were rounded before: row m begins at
-// pairs + m * stride. Sixteen rows are read, of which those that are there count, and sixteen rows
-// of the tile are written. Here 1024 inputs are summed at a time.
+// pairs + m * stride. Rows are read and rows of the tile are written by sixteens, of which those
+// that are there count. Here 1024 inputs are summed at a time.
 using RoundedDot = void (*)(const uint32_t* pairs, int64_t stride, int64_t k, const Panels& w,
-                            int panels, float* tile);
+                            int rows, int panels, float* tile);
 
 struct Kernels {
   const char* name;

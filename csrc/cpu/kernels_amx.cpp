@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int kTileRows = flexidepth::cpu::kRoundedRows;
+constexpr int kTileRows = 16;
 constexpr int64_t kTileInputs = flexidepth::cpu::kRoundedInputs;
 constexpr int64_t kTileSteps = kTileInputs / 2;  // steps of a panel
 constexpr int64_t kTileSum = 1024;               // inputs summed in a tile before it is added up
@@ -21,40 +21,49 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Tiles 0 to 3 hold sums, 4 the inputs, 5 and 6 weights.
-template <int kPanels>
+// Tiles 0 to 3 hold sums, of kTiles x kPanels tiles that share what is loaded: 4 and 5 inputs, 6
+// and 7 weights. A tile holds sixteen rows; one of them takes up to four panels, two take two, the
+// second with the sums 2 and 3.
+template <int kTiles, int kPanels>
 void zero_sums() {
   _tile_zero(0);
   if constexpr (kPanels > 1) _tile_zero(1);
-  if constexpr (kPanels > 2) _tile_zero(2);
-  if constexpr (kPanels > 3) _tile_zero(3);
+  if constexpr (kTiles > 1 || kPanels > 2) _tile_zero(2);
+  if constexpr (kTiles * kPanels > 3) _tile_zero(3);
 }
 
-template <int kPanels>
+template <int kTiles, int kPanels>
 void multiply(const uint8_t* w, size_t stride, size_t step) {
-  _tile_loadd(5, w, step);
-  _tile_dpbf16ps(0, 4, 5);
+  _tile_loadd(6, w, step);
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (kTiles > 1) _tile_dpbf16ps(2, 5, 6);
   if constexpr (kPanels > 1) {
-    _tile_loadd(6, w + stride, step);
-    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(7, w + stride, step);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTiles > 1) _tile_dpbf16ps(3, 5, 7);
   }
   if constexpr (kPanels > 2) {
-    _tile_loadd(5, w + 2 * stride, step);
-    _tile_dpbf16ps(2, 4, 5);
+    _tile_loadd(6, w + 2 * stride, step);
+    _tile_dpbf16ps(2, 4, 6);
   }
   if constexpr (kPanels > 3) {
-    _tile_loadd(6, w + 3 * stride, step);
-    _tile_dpbf16ps(3, 4, 6);
+    _tile_loadd(7, w + 3 * stride, step);
+    _tile_dpbf16ps(3, 4, 7);
   }
 }
 
-template <int kPanels>
-void store_sums(float* to) {
-  constexpr size_t kRow = kPanels * kPanel * sizeof(float);
-  _tile_stored(0, to, kRow);
-  if constexpr (kPanels > 1) _tile_stored(1, to + kPanel, kRow);
-  if constexpr (kPanels > 2) _tile_stored(2, to + 2 * kPanel, kRow);
-  if constexpr (kPanels > 3) _tile_stored(3, to + 3 * kPanel, kRow);
+// The sums of a tile of rows behind each other, `row` floats apart.
+template <int kTiles, int kPanels>
+void store_sums(float* to, int64_t row) {
+  const auto bytes = static_cast<size_t>(row) * sizeof(float);
+  _tile_stored(0, to, bytes);
+  if constexpr (kTiles > 1) _tile_stored(2, to + kTileRows * row, bytes);
+  if constexpr (kPanels > 1) {
+    _tile_stored(1, to + kPanel, bytes);
+    if constexpr (kTiles > 1) _tile_stored(3, to + kTileRows * row + kPanel, bytes);
+  }
+  if constexpr (kPanels > 2) _tile_stored(2, to + 2 * kPanel, bytes);
+  if constexpr (kPanels > 3) _tile_stored(3, to + 3 * kPanel, bytes);
 }
 
 // The last steps of the panels, fewer than a tile holds, in tiles of their own with zeros behind;
@@ -71,41 +80,58 @@ void copy_tail(const Panels& w, int64_t begin, int64_t k, uint8_t* to) {
     }
 }
 
-template <int kPanels>
-void rounded_tile(const uint32_t* pairs, int64_t stride, int64_t k, const Panels& w, float* tile) {
-  constexpr int kFloats = kTileRows * kPanels * kPanel;
+// Of kTiles x 16 rows and kPanels panels; a row of the output is `row` floats long.
+template <int kTiles, int kPanels>
+void rounded_tile(const uint32_t* pairs, int64_t stride, int64_t k, const Panels& w, float* tile,
+                  int64_t row) {
+  constexpr int kRows = kTiles * kTileRows, kWidth = kPanels * kPanel;
   const auto row_bytes = static_cast<size_t>(stride) * sizeof(uint32_t);
-  alignas(64) float more[kFloats];
+  alignas(64) float more[kRows * kWidth];
   alignas(64) uint8_t tail[kPanels * kTileSteps * flexidepth::cpu::kStep];
   for (int64_t i = 0; i < k;) {
     const bool first = i == 0;
     const int64_t end = k - i < kTileSum ? k : i + kTileSum;
-    zero_sums<kPanels>();
+    zero_sums<kTiles, kPanels>();
     for (; i < end; i += kTileInputs) {
       _tile_loadd(4, pairs + i / 2, row_bytes);
+      if constexpr (kTiles > 1) _tile_loadd(5, pairs + kTileRows * stride + i / 2, row_bytes);
       if (k - i >= kTileInputs) {
-        multiply<kPanels>(w.data + static_cast<size_t>(i / 2) * w.step, w.stride, w.step);
+        multiply<kTiles, kPanels>(w.data + static_cast<size_t>(i / 2) * w.step, w.stride, w.step);
       } else {
         copy_tail<kPanels>(w, i, k, tail);
-        multiply<kPanels>(tail, kTileSteps * flexidepth::cpu::kStep, flexidepth::cpu::kStep);
+        multiply<kTiles, kPanels>(tail, kTileSteps * flexidepth::cpu::kStep,
+                                  flexidepth::cpu::kStep);
       }
     }
-    store_sums<kPanels>(first ? tile : more);
-    if (!first)
-      for (int j = 0; j < kFloats; j += kLanes)
-        store(tile + j, add(load(tile + j), load(more + j)));
+    if (first) {
+      store_sums<kTiles, kPanels>(tile, row);
+      continue;
+    }
+    store_sums<kTiles, kPanels>(more, kWidth);
+    for (int m = 0; m < kRows; ++m)
+      for (int j = 0; j < kWidth; j += kLanes)
+        store(tile + m * row + j, add(load(tile + m * row + j), load(more + m * kWidth + j)));
   }
 }
 
-void rounded_dot(const uint32_t* pairs, int64_t stride, int64_t k, const Panels& w, int panels,
-                 float* tile) {
-  using Tile = void (*)(const uint32_t*, int64_t, int64_t, const Panels&, float*);
-  constexpr Tile tiles[] = {rounded_tile<1>, rounded_tile<2>, rounded_tile<3>, rounded_tile<4>};
+void rounded_dot(const uint32_t* pairs, int64_t stride, int64_t k, const Panels& w, int rows,
+                 int panels, float* tile) {
+  using Tile = void (*)(const uint32_t*, int64_t, int64_t, const Panels&, float*, int64_t);
+  constexpr Tile one[] = {rounded_tile<1, 1>, rounded_tile<1, 2>, rounded_tile<1, 3>,
+                          rounded_tile<1, 4>};
+  constexpr Tile two[] = {rounded_tile<2, 1>, rounded_tile<2, 2>};
   static const TileShapes shapes;
   // Other libraries on this thread have shapes of their own; and tiles in use slow the switch to
   // other threads.
   _tile_loadconfig(&shapes);
-  tiles[panels - 1](pairs, stride, k, w, tile);
+  if (rows <= kTileRows) {
+    one[panels - 1](pairs, stride, k, w, tile, panels * kPanel);
+  } else {
+    for (int p = 0; p < panels; p += 2) {
+      const Panels pair{w.data + static_cast<size_t>(p) * w.stride, w.stride, w.step};
+      two[panels - p > 1](pairs, stride, k, pair, tile + p * kPanel, panels * kPanel);
+    }
+  }
   _tile_release();
 }
 

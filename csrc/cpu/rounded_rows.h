@@ -20,7 +20,7 @@ class RoundedRows {
   static const RoundedRows& of(RoundRow round, const Rows& x, int64_t begin, int64_t end,
                                int64_t k);
 
-  // The rounded row m of x; fifteen more behind the last one can be read.
+  // The rounded row m of x; kRoundedRows - 1 more behind the last one can be read.
   const uint32_t* row(int64_t m) const { return pairs_.data() + (m - begin_) * stride_; }
   // Pairs from a row to the next.
   int64_t stride() const { return stride_; }

@@ -69,8 +69,8 @@ void for_each_tile(const Kernels& kernels, const Rows& x, int64_t row_begin, int
     const RoundedRows& rounded = RoundedRows::of(kernels.round_row, x, row_begin, row_end, w.k);
     for (int64_t m = row_begin; m < row_end; m += kRoundedRows) {
       const int rows = static_cast<int>(std::min<int64_t>(kRoundedRows, row_end - m));
-      kernels.rounded_dot(rounded.row(m), rounded.stride(), w.k, weight_panels(w, panel), count,
-                          tile);
+      kernels.rounded_dot(rounded.row(m), rounded.stride(), w.k, weight_panels(w, panel), rows,
+                          count, tile);
       consume(m, rows, tile);
     }
     return;
