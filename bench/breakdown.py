@@ -13,36 +13,41 @@ from flexidepth_ext.engine import Engine
 
 from .decode import decode_case
 from .ideal import bytes_per_token
+from .options import BREAKDOWN_STEPS
 from .plans import Plan
 from .reads import STEADY
 
 PARTS = ("router", "keys and values", "queries and output", "attention", "feed-forward", "adapter")
-_STEPS = 48
 
 
 @dataclass(frozen=True)
 class LayerTime:
     """Milliseconds of one layer, in the mean over the layers of its kind and over tokens.
 
-    layer: "plain" (not routed), "run" or "skipped". parts: by PARTS. by_bytes: what its bytes would take at the rate at
-    which the whole dense pass reads; what it takes longer is its distance from the ideal line.
+    layer: "plain" (not routed) or "run" of tokens that run every layer; "plain, others skipped" or "skipped" of tokens
+    that skip every routed one. count: layers of the kind. parts: by PARTS. by_bytes: what its bytes would take at the
+    rate at which the whole dense pass reads; what it takes longer is its distance from the ideal line.
     """
 
     layer: str
+    count: int
     parts: dict[str, float]
     by_bytes: float
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """layers: a bar each. head_ms, other_ms: of a token, outside layers; other is tables, embedding and choice of the
-    next token. threads, depth: as measured."""
+    """layers: a bar each. head_ms, other_ms: of a token, outside layers, where every layer runs and where every routed
+    one is skipped; other is tables, embedding and choice of the next token. model, dtype, threads, depth: as measured.
+    """
 
+    model: str
+    dtype: str
     threads: int
     depth: int
     layers: list[LayerTime]
-    head_ms: float
-    other_ms: float
+    head_ms: tuple[float, float]
+    other_ms: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -50,25 +55,44 @@ class Breakdown:
 
 
 def measure_breakdown(
-    engine: Engine, run: Plan, skipped: Plan, depth: int, rate: float, steps: int = _STEPS
+    engine: Engine,
+    run: Plan,
+    skipped: Plan,
+    depth: int,
+    rate: float,
+    *,
+    model: str = "",
+    steps: int = BREAKDOWN_STEPS,
 ) -> Breakdown:
     """Two passes over `steps` tokens: every routed layer run, and every one skipped.
 
     rate: GB/s that the dense pass reads.
     """
     config = engine.config
-    ran, without = (_times(engine, plan, depth, steps) for plan in (run, skipped))
+    both = [_times(engine, plan, depth, steps) for plan in (run, skipped)]
     plain_layers = config.num_hidden_layers - config.num_routed_layers
     layers = []
-    if plain_layers:
-        parts = _parts(ran, "", plain_layers, _shares(config, False))
-        layers.append(LayerTime("plain", parts, _layer_bytes(engine, depth, None) / rate / 1e6))
-    if config.num_routed_layers:
-        for name, times in (("run", ran), ("skipped", without)):
+    for times, plain, routed in zip(
+        both, ("plain", "plain, others skipped"), ("run", "skipped"), strict=True
+    ):
+        if plain_layers:
+            parts = _parts(times, "", plain_layers, _shares(config, False))
+            nbytes = _layer_bytes(engine, depth, None)
+            layers.append(LayerTime(plain, plain_layers, parts, nbytes / rate / 1e6))
+        if config.num_routed_layers:
             parts = _parts(times, "routed.", config.num_routed_layers, _shares(config, True))
-            nbytes = _layer_bytes(engine, depth, name == "skipped")
-            layers.append(LayerTime(name, parts, nbytes / rate / 1e6))
-    return Breakdown(engine.num_threads, depth, layers, ran["head"] * 1e3, ran["other"] * 1e3)
+            nbytes = _layer_bytes(engine, depth, routed == "skipped")
+            layers.append(LayerTime(routed, config.num_routed_layers, parts, nbytes / rate / 1e6))
+    head, other = ([times[name] * 1e3 for times in both] for name in ("head", "other"))
+    return Breakdown(
+        model,
+        str(engine.dtype).removeprefix("torch."),
+        engine.num_threads,
+        depth,
+        layers,
+        (head[0], head[1]),
+        (other[0], other[1]),
+    )
 
 
 def _times(engine: Engine, plan: Plan, depth: int, steps: int) -> dict[str, float]:
@@ -129,10 +153,17 @@ _ENGINE_PARTS = ("inputs", "gate", "queries", "attention", "output", "feed_forwa
 def table_rows(breakdowns: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Cells of a table, in microseconds, heading first; breakdowns: `Breakdown.to_dict()` of each."""
     rows = [["layer", "threads", *PARTS, "total", "by bytes"]]
+    many = len({(b["model"], b["dtype"], b["depth"]) for b in breakdowns}) > 1
     for breakdown in breakdowns:
+        where = f", {breakdown['model']} {breakdown['dtype']} d{breakdown['depth']}" if many else ""
+        threads = str(breakdown["threads"])
         for layer in breakdown["layers"]:
             values = [layer["parts"][name] for name in PARTS]
             values += [sum(values), layer["by_bytes"]]
             cells = [f"{1e3 * value:.1f}" for value in values]
-            rows.append([layer["layer"], str(breakdown["threads"]), *cells])
+            rows.append([layer["layer"] + where, threads, *cells])
+        for name, key in (("LM head", "head_ms"), ("other", "other_ms")):
+            for text, value in zip(("", ", others skipped"), breakdown[key], strict=True):
+                dashes = [""] * len(PARTS)
+                rows.append([name + text + where, threads, *dashes, f"{1e3 * value:.1f}", ""])
     return rows

@@ -19,9 +19,9 @@ class Change:
     """A row of both results.
 
     before, after: milliseconds, or, on different machines, the inverse of the speed over the dense pass. change:
-    after / before - 1. memory: the same of a mere read of as many bytes in either run, 0 where that is not known or
-    does not matter. allowed: what noise explains: 3 standard deviations of a run's median, both runs together, at
-    least 3 %.
+    after / before - 1. memory: the same of a mere read of as many bytes in either run, by the part of a read's rate at
+    which the row has its bytes, 0 where that is not known. allowed: what noise explains: 3 standard deviations of a
+    run's median, both runs together, at least 3 %.
     """
 
     test: str
@@ -80,7 +80,9 @@ class Comparison:
 
 def compare(before: LoadedResult, after: LoadedResult) -> Comparison:
     """Our own rows of `before` against those of `after`."""
-    ratios = any(before.machine[key] != after.machine[key] for key in ("cpu", "cores"))
+    ratios = any(
+        before.machine.get(key, "") != after.machine.get(key, "") for key in ("cpu", "cores", "gpu")
+    )
     new = {row.key: row for row in after.rows}
     changes, missing = [], []
     for row in before.rows:
@@ -91,10 +93,12 @@ def compare(before: LoadedResult, after: LoadedResult) -> Comparison:
             missing.append(f"{_test(row)}: {row.name}")
             continue
         a, b = _value(row, ratios) or 0.0, _value(other, ratios) or 0.0
-        memory = 0.0
+        memory, part = 0.0, 0.0
         if not ratios and row.given is not None and other.given is not None:
-            memory = row.given / other.given - 1
-        allowed = _allowed((row, other))
+            # Of a row that computes more than it reads, memory is a part.
+            part = min(1.0, row.work_share or 0.0)
+            memory = part * (row.given / other.given - 1)
+        allowed = _allowed((row, other), part)
         changes.append(Change(_test(row), row.name, a, b, b / a - 1, memory, allowed))
     return Comparison(changes, missing, ratios)
 
@@ -105,12 +109,14 @@ def _value(row: BenchRow, ratios: bool) -> float | None:
     return row.ms_median
 
 
-def _allowed(rows: Sequence[BenchRow]) -> float:
-    """Noise of the two medians, independent of each other; a median of r rounds varies by 1/sqrt(r) of a round's."""
+def _allowed(rows: Sequence[BenchRow], part: float) -> float:
+    """Noise of the two medians, and of the reads that are taken off by `part`, all independent of each other; a median
+    of r rounds varies by 1/sqrt(r) of a round's."""
     variance = 0.0
     for row in rows:
-        if math.isfinite(row.noise):
-            variance += row.noise**2 / len(row.blocks)
+        for noise in (row.noise, part * (row.given_noise or 0.0)):
+            if math.isfinite(noise):
+                variance += noise**2 / max(1, len(row.blocks))
     return max(LEAST, _DEVIATIONS * math.sqrt(variance))
 
 

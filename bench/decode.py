@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from flexidepth.metrics import available_memory_bytes
 from flexidepth_ext.cuda_decode import Sampling
 from flexidepth_ext.cuda_engine import CudaEngine
-from flexidepth_ext.engine import Engine
+from flexidepth_ext.engine import Engine, KVCache
+from flexidepth_ext.errors import OutOfMemoryError
 
 from .models import step_bytes
 from .options import Setting, places
+from .peers.base import shorten
 from .plans import Plan, dense_plan
 from .reads import Reads, steady_steps
 from .rows import DECODE, BenchRow, timed, with_comparisons
@@ -62,12 +65,15 @@ class DecodeCase(Case, ABC):
 
 
 class _CpuCase(DecodeCase):
-    """Engine.forward and Engine.sample, as generation calls them."""
+    """Engine.forward and Engine.sample, as generation calls them.
 
-    def __init__(self, engine: Engine, *arguments: Any) -> None:
+    caches: of at least `room` tokens each; cases of one depth and text can share them, because their first `depth`
+    tokens are the same.
+    """
+
+    def __init__(self, engine: Engine, caches: Sequence[KVCache], *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.engine = engine
-        self.caches = [engine.new_cache(self.room) for _ in range(self.batch)]
+        self.engine, self.caches = engine, caches
         self.seeds, self.positions = (torch.zeros(self.batch, dtype=torch.int64) for _ in range(2))
         self.token = torch.full((self.batch,), FILLER, dtype=torch.int32)
         self.counts = [1] * self.batch
@@ -76,6 +82,7 @@ class _CpuCase(DecodeCase):
         for cache in self.caches:
             cache.truncate(min(cache.length, self.depth))
             self.fill(self.engine, cache)
+        self.token.fill_(FILLER)
 
     def one_step(self) -> None:
         result = self.engine.forward(
@@ -144,12 +151,30 @@ def decode_case(
     depth: int,
     steps: int,
     text: Sequence[int] | None = None,
+    caches: Sequence[KVCache] = (),
 ) -> DecodeCase:
-    """Decode steps of `batch` sequences from `depth` tokens on."""
+    """Decode steps of `batch` sequences from `depth` tokens on.
+
+    caches: on the CPU, those of `decode_caches`, which several cases may share.
+    """
     arguments = plan, batch, depth, steps, text
     if isinstance(engine, CudaEngine):
         return _CudaCase(engine, *arguments)
-    return _CpuCase(engine, *arguments)
+    return _CpuCase(engine, caches or decode_caches(engine, batch, depth, steps), *arguments)
+
+
+def decode_caches(engine: Engine, batch: int, depth: int, steps: int) -> list[KVCache]:
+    """One for each sequence; OutOfMemoryError where the machine has no room for them."""
+    config, room = engine.config, places(depth, steps)
+    size = torch.empty((), dtype=engine.dtype).element_size()
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
+    wanted, free = batch * room * token, available_memory_bytes()
+    if free is not None and wanted > free:
+        raise OutOfMemoryError(
+            f"bench: {batch} sequences of {room} tokens need {wanted / 1e9:.1f} GB of keys and values; "
+            f"{free / 1e9:.1f} GB are free; lower -b or -d"
+        )
+    return [engine.new_cache(room) for _ in range(batch)]
 
 
 def measure_decode(
@@ -165,6 +190,7 @@ def measure_decode(
     setting: Setting | None = None,
     bandwidth: float | None = None,
     spent: Spent | None = None,
+    read_samples: list[dict[str, Any]] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[BenchRow]:
     """Rows for our dense pass, for each plan, and for each peer.
@@ -175,31 +201,45 @@ def measure_decode(
     Args:
         steps: timed per case, spread over the rounds. setting: what the engine was made of, for the rows.
         bandwidth: GB/s that a device other than the CPU can read. spent: where the time went is added to it.
+        read_samples: those of the mere reads are added to it, as plain values.
+
+    Raises:
+        OutOfMemoryError: keys and values that do not fit the memory.
     """
     block = -(-steps // rounds)
+    where = setting or Setting("", "cpu", engine.dtype, getattr(engine, "num_threads", None))
+    shared = {**where.fields(), "batch": batch, "kind": DECODE, "test": f"tg{steps} @ d{depth}"}
+    caches: list[KVCache] = []
+    reads, steady = None, 0
+    if isinstance(engine, Engine):
+        caches = decode_caches(engine, batch, depth, block)
+        size = torch.empty((), dtype=engine.dtype).element_size()
+        reads = Reads(engine.config, size, depth, engine.num_threads)
     cases = [
-        decode_case(engine, plan, batch=batch, depth=depth, steps=block, text=text)
+        decode_case(engine, plan, batch=batch, depth=depth, steps=block, text=text, caches=caches)
         for plan in (dense_plan(), *plans)
     ]
     dense_bytes = _bytes(cases[0], engine)
-    reads, steady = None, 0
-    if isinstance(engine, Engine):
-        size = torch.empty((), dtype=engine.dtype).element_size()
-        reads = Reads(engine.config, size, depth, engine.num_threads)
+    if reads is not None:
         steady = steady_steps(dense_bytes)
-    others = [*peers, *(reads.cases if reads else ())]
-    clock = alternate(
-        [*cases, *others], rounds=rounds, steps=steps, steady=steady, progress=progress
-    )
-    if spent is not None:
-        spent.add(clock)
-    where = setting or Setting("", "cpu", engine.dtype, getattr(engine, "num_threads", None))
-    shared = {**where.fields(), "batch": batch, "kind": DECODE, "test": f"tg{steps} @ d{depth}"}
-
-    def gives(nbytes: float) -> float | None:
-        return nbytes / reads.milliseconds(nbytes) / 1e6 if reads else bandwidth
-
-    rows = [_own_row(shared, case, engine, dense_bytes, gives) for case in cases]
+    try:
+        clock = alternate(
+            [*cases, *peers, *(reads.cases if reads else ())],
+            rounds=rounds,
+            steps=steps,
+            steady=steady,
+            progress=progress,
+        )
+        if spent is not None:
+            spent.add(clock)
+        rows = [_own_row(shared, case, engine, dense_bytes, reads, bandwidth) for case in cases]
+        if reads is not None and read_samples is not None:
+            read_samples += [{**shared, **case.to_dict()} for case in reads.cases]
+    finally:
+        for cache in caches:
+            cache.release()
+        if reads is not None:
+            reads.close()
     rows += [peer_row(shared, case, batch) for case in peers]
     return with_comparisons(rows)
 
@@ -209,13 +249,15 @@ def _own_row(
     case: DecodeCase,
     engine: Engine | CudaEngine,
     dense_bytes: float,
-    gives: Callable[[float], float | None],
+    reads: Reads | None,
+    bandwidth: float | None,
 ) -> BenchRow:
-    """gives: GB/s that the memory gives a step of so many bytes."""
+    """reads: what the CPU's memory gives; bandwidth: GB/s, what a device's does."""
     figures = timed(case.samples, case.batch)
     nbytes = _bytes(case, engine)
     gigabytes = nbytes / figures["ms_median"] / 1e6
-    given = gives(nbytes)
+    given = None if reads is None else nbytes / reads.milliseconds(nbytes) / 1e6
+    limit = given or bandwidth
     dense = case.plan.asked is None
     got = None
     if not dense:
@@ -228,7 +270,8 @@ def _own_row(
         **figures,
         work=gigabytes,
         given=given,
-        work_share=gigabytes / given if given else None,
+        given_noise=None if reads is None else reads.noise,
+        work_share=gigabytes / limit if limit else None,
         ideal=None if dense else dense_bytes / nbytes,
         samples=case.samples,
         blocks=case.blocks,
@@ -248,11 +291,14 @@ def _bytes(case: DecodeCase, engine: Engine | CudaEngine) -> float:
 
 
 def peer_row(shared: dict[str, Any], case: Case, tokens: int) -> BenchRow:
-    """A row of a peer, whose bytes and layers are not ours to say."""
+    """A row of a peer, whose bytes and layers are not ours to say; one without figures where it failed."""
+    if case.failed:
+        return BenchRow(**shared, name=case.name, peer=True, said=shorten(case.failed))
     return BenchRow(
         **shared,
         name=case.name,
         peer=True,
+        said=case.note,
         **timed(case.samples, tokens),
         samples=case.samples,
         blocks=case.blocks,

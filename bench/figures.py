@@ -52,10 +52,7 @@ def decode_figure(result: LoadedResult) -> Any:
         reads = [(dense.tps_median or 0.0) * (row.ideal_reads or 0.0) for row in ours]
         if any(reads):
             axis.plot(skipped, reads, ":", color=line.get_color(), label=f"by reads, {name}")
-        for row in rows:
-            if row.peer and row.tps_median is not None:
-                axis.axhline(row.tps_median, color=line.get_color(), linewidth=0.8, alpha=0.6)
-                axis.annotate(f"{row.name}, {name}", (0, row.tps_median), fontsize=7, va="bottom")
+        _draw_peers(axis, rows, lambda row: row.tps_median or 0.0, line.get_color(), name)
     axis.set_xlabel("layers skipped per token")
     axis.set_ylabel("tokens per second")
     axis.set_ylim(bottom=0)

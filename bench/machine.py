@@ -32,17 +32,12 @@ def describe_machine() -> dict[str, Any]:
             if f in info.get("flags", "").split()
         ],
         "memory_gb": _memory_gb(),
+        "gpu": _gpu(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": sys.version.split()[0],
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "commit": _commit(),
     }
-
-
-def machine_slug(machine: dict[str, Any]) -> str:
-    """A folder name for the machine's results."""
-    text = f"{machine['cpu']}-{machine['cores']}-cores".lower()
-    return "-".join(filter(None, "".join(c if c.isalnum() else " " for c in text).split()))
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -62,6 +57,16 @@ def _memory_gb() -> float:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError, AttributeError):
         return 0.0
+
+
+def _gpu() -> str:
+    """Name, memory, and the CUDA of torch; nothing where torch finds no device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    found = torch.cuda.get_device_properties(0)
+    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
 
 
 def _version(name: str) -> str | None:

@@ -28,6 +28,7 @@ DTYPES = {
 }
 ROUTINGS = ("random", "fixed", "model")  # or a file with a recorded one
 _SPARE = 8  # cache places for warm-up steps
+BREAKDOWN_STEPS = 48
 _MAX_THREADS = 1024  # the engine's own limit
 _MAX_BATCH = 64
 
@@ -158,9 +159,10 @@ class BenchOptions:
         for tokens in self.prompts:
             _check("prompt", tokens, tokens <= limit, f"0 to {limit}, the model's positions")
         for depth in self.depths if self.steps else ():
-            if places(depth, self.steps) > limit:
+            wanted = places(depth, max(self.steps, BREAKDOWN_STEPS if self.breakdown else 0))
+            if wanted > limit:
                 raise ValueOutOfRangeError(
-                    f"bench: depth {depth} and {self.steps} steps need {places(depth, self.steps)} positions; this "
+                    f"bench: depth {depth} and {self.steps} steps need {wanted} positions; this "
                     f"model has {limit}; lower -d or -n"
                 )
         return resolve_skips(self.skips, config.num_routed_layers)

@@ -165,22 +165,58 @@ def breakdown_table(path: Path) -> str:
         raise CheckpointError(
             "readme: the result has no breakdown; run the benchmark with --breakdown"
         )
-    sizes = next(iter(result.models.values()))
-    sentences = []
-    for found in result.breakdown:
-        layers = {layer["layer"]: layer for layer in found["layers"]}
-        total = {name: 1e3 * sum(layer["parts"].values()) for name, layer in layers.items()}
-        alone = {name: 1e3 * layer["by_bytes"] for name, layer in layers.items()}
-        threads, routed = found["threads"], sizes["routed_layers"]
-        saved, possible = (times["run"] - times["skipped"] for times in (total, alone))
-        beside = {name: total[name] - alone[name] for name in total}
-        sentences.append(
-            f"On {threads} thread{'s' if threads > 1 else ''} a skipped layer saves {saved:.0f} us of the "
-            f"{possible:.0f} that its bytes are worth ({saved / possible:.0%}), {routed} of them "
-            f"{routed * saved / 1e3:.2f} ms of {routed * possible / 1e3:.2f}; a run layer takes "
-            f"{beside['run']:+.0f} us beside its bytes, a skipped one {beside['skipped']:+.0f}."
-        )
+    sentences = [_saved(found, result) for found in result.breakdown]
     return "\n\n".join([_markdown(table_rows(result.breakdown)), "\n".join(sentences)])
+
+
+def answers_table(path: Path) -> str:
+    """In words: how near the answers are to float32, how fast a model loads, how much memory it takes."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    accuracy = next(iter(content["accuracy"].values()), None)
+    memory = next(iter(content["memory"].values()), None)
+    if accuracy is None or memory is None:
+        raise CheckpointError(
+            "readme: the result lacks accuracy or memory; run the benchmark with --accuracy, and without --no-memory"
+        )
+    return (
+        f"Answers: root mean square error of the logits against float32 {accuracy['engine_dense_rmse']:.3f}, of "
+        f"transformers in the same type {accuracy['torch_rmse']:.3f}; the same first choice for "
+        f"{accuracy['top1_agreement']:.1%} of {accuracy['tokens']} tokens. Loading takes {memory['load_s']:.1f} s; peak "
+        f"memory is {memory['peak_over_weights_and_cache']:.2f} x weights and cache."
+    )
+
+
+def _saved(found: dict[str, Any], result: LoadedResult) -> str:
+    """What skipping every routed layer saves of a token, in all and by part."""
+    layers = {layer["layer"]: layer for layer in found["layers"]}
+    total = {name: sum(layer["parts"].values()) for name, layer in layers.items()}
+    count = layers["skipped"]["count"]
+    parts = {
+        "in the skipped layers": count * (total["run"] - total["skipped"]),
+        "in the LM head": found["head_ms"][0] - found["head_ms"][1],
+        "elsewhere": found["other_ms"][0] - found["other_ms"][1],
+    }
+    if "plain" in layers:
+        kept = total["plain"] - total["plain, others skipped"]
+        parts["in the layers that always run"] = layers["plain"]["count"] * kept
+    worth = count * (layers["run"]["by_bytes"] - layers["skipped"]["by_bytes"])
+    threads = found["threads"]
+    rows = {
+        row.skip_asked: row.ms_median
+        for row in result.rows
+        if (row.model, row.dtype, row.threads, row.batch, row.kind)
+        == (found["model"], found["dtype"], threads, 1, DECODE)
+        and row.test.endswith(f" d{found['depth']}")
+    }
+    measured = ""
+    if rows.get(0) is not None and rows.get(count) is not None:
+        measured = f" ({(rows[0] or 0.0) - (rows[count] or 0.0):.2f} in the table of decoding)"
+    return (
+        f"On {threads} thread{'s' if threads > 1 else ''} skipping all {count} saves {sum(parts.values()):.2f} ms of a "
+        f"token{measured}, where their bytes are worth {worth:.2f} at the dense pass's rate: "
+        + ", ".join(f"{value:.2f} {where}" for where, value in parts.items())
+        + "."
+    )
 
 
 def _columns(result: LoadedResult, kind: str) -> list[list[BenchRow]]:
@@ -238,6 +274,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "decode": decode_table,
     "prompt": prompt_table,
     "breakdown": breakdown_table,
+    "answers": answers_table,
 }
 
 

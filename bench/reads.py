@@ -7,6 +7,7 @@ half the bytes takes less than half the time, and only a read of as many bytes, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from flexidepth.config import FlexiDepthConfig
 
 from .bandwidth import huge_pages
 from .ideal import bytes_per_token
-from .timing import Case
+from .timing import Case, rounds_noise
 
 _MOST = 1 << 30  # beyond it caches make no difference
 _SETTLED = 8e9  # bytes, after which a cache has forgotten what was read before; 30 passes of 270 MB were measured
@@ -27,8 +28,8 @@ class ReadCase(Case):
     def __init__(self, nbytes: float, threads: int) -> None:
         super().__init__(f"read {nbytes / 1e6:.0f} MB", self._read, self._begin)
         self.nbytes, self.threads = nbytes, threads
-        held = max(4, int(min(nbytes, _MOST)) // 4 * 4)
-        self.data = torch.frombuffer(huge_pages(held), dtype=torch.float32).fill_(1.0)
+        self.held = max(4, int(min(nbytes, _MOST)) // 4 * 4)
+        self.data = torch.frombuffer(huge_pages(self.held), dtype=torch.float32).fill_(1.0)
 
     def _begin(self) -> None:
         torch.set_num_threads(self.threads)
@@ -39,11 +40,16 @@ class ReadCase(Case):
     @property
     def read_ms(self) -> float:
         """Median time of all of the bytes."""
-        return self.median * 1e3 * self.nbytes / self.data.nbytes
+        return self.median * 1e3 * self.nbytes / self.held
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was measured, as plain values."""
+        return {"nbytes": self.held, "samples": self.samples, "blocks": self.blocks}
 
 
 class Reads:
-    """Reads of the most and of the fewest bytes that a step of a model can have.
+    """Reads of the most and of the fewest bytes that a step of a model can have, of the latter alone where both are so
+    many that caches make no difference.
 
     config: of the model, at batch 1 with `context` tokens in the cache. weight_bytes: of a weight.
     """
@@ -55,15 +61,30 @@ class Reads:
             bytes_per_token(config, skipped, weight_bytes=weight_bytes, context=context)
             for skipped in (0, config.num_routed_layers)
         }
-        self.cases = [ReadCase(nbytes, threads) for nbytes in sorted(ends)]
+        self._threads = torch.get_num_threads()
+        few = [nbytes for nbytes in sorted(ends) if nbytes < _MOST]
+        self.cases = [ReadCase(nbytes, threads) for nbytes in few or [min(ends)]]
 
     def milliseconds(self, nbytes: float) -> float:
-        """In which so many bytes are read: on the line through the two that were measured."""
+        """In which so many bytes are read: on the line through the two that were measured, outside of it at the rate of
+        the nearer one."""
         few, most = self.cases[0], self.cases[-1]
-        if few is most:
-            return few.read_ms * nbytes / few.nbytes
+        if not few.nbytes < nbytes < most.nbytes:
+            nearer = few if nbytes <= few.nbytes else most
+            return nearer.read_ms * nbytes / nearer.nbytes
         slope = (most.read_ms - few.read_ms) / (most.nbytes - few.nbytes)
         return few.read_ms + slope * (nbytes - few.nbytes)
+
+    @property
+    def noise(self) -> float:
+        """As BenchRow.noise, of the less steady one."""
+        return max(rounds_noise(case.samples, case.blocks) for case in self.cases)
+
+    def close(self) -> None:
+        """Give the memory back, and torch its threads."""
+        torch.set_num_threads(self._threads)
+        for case in self.cases:
+            case.data = torch.empty(0)
 
 
 def steady_steps(nbytes: float) -> int:

@@ -35,6 +35,12 @@ _SPEED = """# Speed
 
 ![Where the time of a layer goes](speed/breakdown.svg)
 
+<!-- table breakdown: speed/bench.json -->
+<!-- end -->
+
+<!-- table answers: speed/bench.json -->
+<!-- end -->
+
 Every figure: [bench.md](speed/bench.md)
 """
 _QUALITY = """

@@ -22,6 +22,7 @@ from .run import BenchResult
 
 KINDS = ("md", "csv", "json", "jsonl")
 FORMAT_1 = "flexidepth-bench-1"  # of one model, type and depth
+FORMAT_2 = "flexidepth-bench-2"  # of caches that the case before had filled
 
 
 def render(result: BenchResult, kind: str) -> str:
@@ -154,8 +155,9 @@ def write_results(result: BenchResult, directory: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class LoadedResult:
-    """A result read from a file, of this format or of the one before it."""
+    """A result read from a file, of this format or of those before it."""
 
+    format: str
     rows: list[BenchRow]
     machine: dict[str, Any]
     models: dict[str, dict[str, int]]
@@ -184,13 +186,19 @@ def read_results(path: Path) -> LoadedResult:
 
 def _loaded(content: dict[str, Any]) -> LoadedResult:
     machine = content["machine"]
+    breakdown: list[dict[str, Any]] = []
     if content["format"] == FORMAT_1:
         sizes = {name: content[name] for name in ("num_layers", "routed_layers")}
-        models, breakdown = {content["model"]: sizes}, []
+        models = {content["model"]: sizes}
     else:
-        models, breakdown = content["models"], content["breakdown"]
+        models = content["models"]
+        # The second format's knew nothing of what is outside layers.
+        if content["format"] != FORMAT_2:
+            breakdown = content["breakdown"]
     rows, bandwidth = rows_of(content), bandwidth_of(content)
-    return LoadedResult(rows, machine, models, breakdown, machine["commit"], bandwidth)
+    return LoadedResult(
+        content["format"], rows, machine, models, breakdown, machine["commit"], bandwidth
+    )
 
 
 def rows_of(content: dict[str, Any]) -> list[BenchRow]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .timing import rounds_noise
+
 DENSE = "dense"
 DECODE, PROMPT = "decode", "prompt"
 NOISY_CORES = 0.1  # of other programs, while a row was measured
+NOISY_ROUNDS = 0.05  # standard deviation of its rounds' medians
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class BenchRow:
 
     skip_asked, skip_got: layers skipped by a token, in the mean; None where that is not ours to say. ms_median, ms_p99:
     of a token of each sequence (decode) or of a whole prompt, milliseconds. tps_mean, tps_std: tokens per second. work:
-    10^9 bytes read (decode) or multiply-adds x 2 (prompt) a second; given: GB/s at which as many bytes are merely read,
-    over and over, in the same run; work_share: of that. speedup: over our dense pass of the same setting. ideal: what
-    bytes or arithmetic allow; ideal_reads: what mere reads of the bytes make of it. over_peers: our speed over each
-    peer's. logits_rmse, gate_agreement, peak_mb: see `bench.accuracy`, `bench.memory`. others_cores:
-    processors that other programs used meanwhile. samples: seconds of each step; blocks: how many belong to each round.
+    10^9 bytes read (decode) or multiply-adds x 2 (prompt) a second; given: GB/s at which as many bytes are merely read
+    on this CPU, over and over, in the same turns (two sizes are measured, the others lie between them); given_noise: as
+    `noise`, of these reads; work_share: of that, on other devices of their bandwidth. speedup: over our dense pass of
+    the same setting. ideal: what bytes or arithmetic allow; ideal_reads: what mere reads of the bytes make of it.
+    over_peers: our speed over each peer's. logits_rmse, gate_agreement, peak_mb: see `bench.accuracy`, `bench.memory`.
+    others_cores: processors that other programs used meanwhile. samples: seconds of each step; blocks: how
+    many belong to each round.
     """
 
     model: str
@@ -49,6 +53,7 @@ class BenchRow:
     tps_std: float | None = None
     work: float | None = None
     given: float | None = None
+    given_noise: float | None = None
     work_share: float | None = None
     speedup: float | None = None
     ideal: float | None = None
@@ -75,8 +80,9 @@ class BenchRow:
 
     @property
     def noisy(self) -> bool:
-        """Whether other programs ran meanwhile."""
-        return self.others_cores is not None and self.others_cores > NOISY_CORES
+        """Whether other programs ran meanwhile, or rounds differed by much for another reason."""
+        busy = self.others_cores is not None and self.others_cores > NOISY_CORES
+        return busy or self.noise > NOISY_ROUNDS
 
     @property
     def tps_median(self) -> float | None:
@@ -90,13 +96,7 @@ class BenchRow:
     def noise(self) -> float:
         """Standard deviation of the rounds' medians, as a share of the median: what a run of the same may differ by.
         NaN where there were fewer than two rounds."""
-        medians, start = [], 0
-        for count in self.blocks:
-            medians.append(statistics.median(self.samples[start : start + count]))
-            start += count
-        if len(medians) < 2:
-            return math.nan
-        return statistics.stdev(medians) / statistics.median(self.samples)
+        return rounds_noise(self.samples, self.blocks)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every sample included."""
@@ -138,7 +138,16 @@ def with_comparisons(rows: Sequence[BenchRow]) -> list[BenchRow]:
         if row.ideal is not None and row.given is not None and given is not None:
             reads = row.ideal * row.given / given
             of_reads = None if speedup is None else speedup / reads
-        over = {} if row.peer else {name: ms / row.ms_median for name, ms in peers.items()}
-        compared = dataclasses.replace(row, speedup=speedup, of_ideal=of_ideal, over_peers=over)
-        done.append(dataclasses.replace(compared, ideal_reads=reads, of_reads=of_reads))
+        done.append(
+            dataclasses.replace(
+                row,
+                speedup=speedup,
+                of_ideal=of_ideal,
+                ideal_reads=reads,
+                of_reads=of_reads,
+                over_peers={}
+                if row.peer
+                else {name: ms / row.ms_median for name, ms in peers.items()},
+            )
+        )
     return done

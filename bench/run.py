@@ -22,14 +22,14 @@ from .decode import measure_decode
 from .load import OtherPrograms, load_average
 from .machine import describe_machine
 from .models import RANDOM, open_model
-from .options import BenchOptions, Setting
+from .options import BenchOptions, Setting, places
 from .peer_set import PeerSet
 from .plans import Plan, dense_plan, make_plans
 from .prompt import measure_prompt
 from .rows import DECODE, DENSE, PROMPT, BenchRow
 from .timing import Spent
 
-FORMAT = "flexidepth-bench-2"
+FORMAT = "flexidepth-bench-3"
 _PROMPT_ROUNDS = 5
 _BUSY = 0.5  # load before a run from which on it is said
 Notify = Callable[[str], None]
@@ -85,6 +85,7 @@ def run_bench(options: BenchOptions, notify: Notify, keep: Keep = lambda _: None
         "load_before": load_before,
         "load_after": load_average(),
         "read_bandwidth_gb_per_s": run.bandwidth,
+        "reads": run.reads,
         "seconds": dataclasses.asdict(run.spent),
         "harness_share": run.spent.harness_share,
         "accuracy": run.accuracy,
@@ -116,6 +117,7 @@ class _Run:
         self.rows: list[BenchRow] = []
         self.spent = Spent()
         self.bandwidth: dict[str, float] = {}
+        self.reads: list[dict[str, Any]] = []
         self.accuracy: dict[str, Any] = {}
         self.memory: dict[str, Any] = {}
         self.breakdown: list[dict[str, Any]] = []
@@ -155,7 +157,7 @@ class _Run:
     def _positions(self, checkpoint: Checkpoint) -> int:
         """Most tokens of a sequence that any case needs."""
         options = self.options
-        decoding = max(options.depths, default=0) + options.steps + 8
+        decoding = places(max(options.depths, default=0), options.steps)
         wanted = max(512, decoding, *options.prompts)
         return min(wanted, int(checkpoint.config.max_position_embeddings))
 
@@ -175,34 +177,44 @@ class _Run:
                 self.notify(f"decode, {batch} x tg{options.steps} @ d{depth}")
                 peers = self._peers if batch == 1 else None
                 others = OtherPrograms()
-                rows = measure_decode(
-                    engine,
-                    plans,
-                    peers=peers.decode_cases(depth) if peers else (),
-                    batch=batch,
-                    depth=depth,
-                    rounds=options.rounds,
-                    steps=options.steps,
-                    text=text,
-                    setting=setting,
-                    bandwidth=bandwidth,
-                    spent=self.spent,
-                )
+                try:
+                    rows = measure_decode(
+                        engine,
+                        plans,
+                        peers=peers.decode_cases(depth) if peers else (),
+                        batch=batch,
+                        depth=depth,
+                        rounds=options.rounds,
+                        steps=options.steps,
+                        text=text,
+                        setting=setting,
+                        bandwidth=bandwidth,
+                        spent=self.spent,
+                        read_samples=self.reads,
+                    )
+                except (FlexiDepthError, MemoryError) as error:
+                    test = f"tg{options.steps} @ d{depth}"
+                    self._add([self._said(setting, _reason(error), DECODE, test, batch)])
+                    continue
                 self._finish(rows, others, engine, setting, [dense_plan(), *plans], peers)
         for tokens in filter(None, options.prompts):
             self.notify(f"prompt, pp{tokens}")
             shares = self._prompt_plans(checkpoint, plans)
             others = OtherPrograms()
-            rows = measure_prompt(
-                engine,
-                tokens,
-                shares,
-                peers=self._peers.prompt_cases(tokens) if self._peers else (),
-                rounds=_PROMPT_ROUNDS,
-                text=text,
-                setting=setting,
-                spent=self.spent,
-            )
+            try:
+                rows = measure_prompt(
+                    engine,
+                    tokens,
+                    shares,
+                    peers=self._peers.prompt_cases(tokens) if self._peers else (),
+                    rounds=_PROMPT_ROUNDS,
+                    text=text,
+                    setting=setting,
+                    spent=self.spent,
+                )
+            except (FlexiDepthError, MemoryError) as error:
+                self._add([self._said(setting, _reason(error), PROMPT, f"pp{tokens}", 1)])
+                continue
             self._finish(rows, others, engine, setting, [dense_plan(), *shares], self._peers)
         if options.breakdown and isinstance(engine, Engine) and options.steps:
             self._breakdown(engine, setting)
@@ -259,17 +271,22 @@ class _Run:
         self.rows += rows
         self.keep(rows)
 
-    def _said(self, setting: Setting, reason: str) -> BenchRow:
-        """A row in place of all that a setting would have had."""
+    def _said(
+        self,
+        setting: Setting,
+        reason: str,
+        kind: str | None = None,
+        test: str | None = None,
+        batch: int | None = None,
+    ) -> BenchRow:
+        """A row in place of all that a setting, or a test of it, would have had."""
         self.notify(f"left out: {reason}")
         options = self.options
-        kind = DECODE if options.steps else PROMPT
-        test = f"tg{options.steps}" if options.steps else f"pp{options.prompts[0]}"
         return BenchRow(
             **setting.fields(),
-            batch=options.batches[0],
-            kind=kind,
-            test=test,
+            batch=batch or options.batches[0],
+            kind=kind or (DECODE if options.steps else PROMPT),
+            test=test or (f"tg{options.steps}" if options.steps else f"pp{options.prompts[0]}"),
             name=DENSE,
             said=reason,
         )
@@ -324,16 +341,28 @@ class _Run:
         for depth in self.options.depths:
             self.notify(f"where the time of a token goes, d{depth}")
             dense = next(
-                row
-                for row in self.rows
-                if row.name == DENSE
-                and row.test == f"tg{self.options.steps} @ d{depth}"
-                and (row.model, row.device, row.dtype, row.threads)
-                == (setting.model, setting.device, setting.dtype_name, setting.threads)
+                (
+                    row
+                    for row in self.rows
+                    if row.name == DENSE
+                    and row.batch == 1
+                    and row.test == f"tg{self.options.steps} @ d{depth}"
+                    and (row.model, row.device, row.dtype, row.threads)
+                    == (setting.model, setting.device, setting.dtype_name, setting.threads)
+                ),
+                None,
             )
-            assert dense.work is not None
-            found = measure_breakdown(engine, run, skipped, depth, dense.work)
+            if dense is None or dense.work is None:
+                self.notify(
+                    "left out: it wants the dense pass of a single sequence (-b 1) beside it"
+                )
+                continue
+            found = measure_breakdown(engine, run, skipped, depth, dense.work, model=setting.model)
             self.breakdown.append(found.to_dict())
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 _NO_FIGURES: dict[str, Any] = {

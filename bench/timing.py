@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,9 @@ SETTLE_S = 0.25
 class Case:
     """One alternative: `start` prepares a block, `step` is timed once per sample, `after` follows those, untimed.
 
-    spins: its threads may still be busy when a step is over, so what comes next waits for them.
+    spins: its threads may still be busy when a step is over, so what comes next waits for them. foreign: others' code,
+    whose failure ends the case and not the run; failed then says why, and samples are empty. note: to be said beside
+    its figures.
     """
 
     name: str
@@ -24,12 +27,26 @@ class Case:
     samples: list[float] = field(default_factory=list)
     after: Callable[[], None] = lambda: None
     spins: bool = True
+    foreign: bool = False
+    note: str = ""
+    failed: str = ""
     blocks: list[int] = field(default_factory=list)
 
     @property
     def median(self) -> float:
         """Seconds."""
         return statistics.median(self.samples)
+
+
+def rounds_noise(samples: Sequence[float], blocks: Sequence[int]) -> float:
+    """Standard deviation of the blocks' medians, as a share of the median of all; NaN for fewer than two blocks."""
+    medians, start = [], 0
+    for count in blocks:
+        medians.append(statistics.median(samples[start : start + count]))
+        start += count
+    if len(medians) < 2:
+        return math.nan
+    return statistics.stdev(medians) / statistics.median(samples)
 
 
 @dataclass
@@ -79,27 +96,45 @@ def alternate(
         block = (number + 1) * steps // rounds - number * steps // rounds
         first_case = number * len(cases) // rounds
         for case in (*cases[first_case:], *cases[:first_case]):
+            if case.failed:
+                continue
             if progress is not None:
                 progress(f"round {number + 1}/{rounds}: {case.name}")
             begin = time.perf_counter()
             if spinning:
                 time.sleep(settle)
-            case.start()
-            if steady:
-                for _ in range(steady):
-                    case.step()
-                case.start()
-            for _ in range(warmup):
-                case.step()
-            first = time.perf_counter()
-            for _ in range(block):
-                before = time.perf_counter()
-                case.step()
-                case.samples.append(time.perf_counter() - before)
-                case.after()
-            last = time.perf_counter()
-            case.blocks.append(block)
-            inside = sum(case.samples[len(case.samples) - block :])
-            spent.add(Spent(inside, last - first - inside, first - begin))
+            try:
+                _prepare(case, steady, warmup)
+                first = time.perf_counter()
+                _time(case, block)
+            except Exception as error:
+                if not case.foreign:
+                    raise
+                case.failed = f"{type(error).__name__}: {error}"
+                case.samples.clear()
+                case.blocks.clear()
+            else:
+                inside = sum(case.samples[len(case.samples) - block :])
+                last = time.perf_counter()
+                spent.add(Spent(inside, last - first - inside, first - begin))
             spinning = case.spins
     return spent
+
+
+def _prepare(case: Case, steady: int, warmup: int) -> None:
+    case.start()
+    if steady:
+        for _ in range(steady):
+            case.step()
+        case.start()
+    for _ in range(warmup):
+        case.step()
+
+
+def _time(case: Case, block: int) -> None:
+    for _ in range(block):
+        before = time.perf_counter()
+        case.step()
+        case.samples.append(time.perf_counter() - before)
+        case.after()
+    case.blocks.append(block)

@@ -177,7 +177,7 @@ class Peer(ABC):
             step()
 
         _guarded(trial)
-        return Case(self.name, step, start)
+        return Case(self.name, step, start, foreign=True, note=self.precision)
 
     def prompt_case(self, tokens: int, threads: int) -> Case:
         """A whole prompt into an empty cache and the choice of one token; tried once.
@@ -192,7 +192,7 @@ class Peer(ABC):
             self.chosen[:] = [session.prompt(ids)]
 
         _guarded(step)
-        return Case(self.name, step)
+        return Case(self.name, step, foreign=True, note=self.precision)
 
     def close(self) -> None:
         """Free the session."""

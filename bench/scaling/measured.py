@@ -1,4 +1,4 @@
-"""Every committed measurement, and what the model says of it.
+"""The newest committed measurement of every machine, and what the model says of it.
 
 `bench.json` is what `flexidepth bench` writes, `gpu_check.json` what `bench.gpu_check --engine` writes. A file whose
 model, type or form cannot be compared is a `Refused` with its reason, never left out in silence.
@@ -19,7 +19,7 @@ from flexidepth.errors import CheckpointError, FlexiDepthError
 
 from ..ideal import flops_of_prompt, ideal_speedup
 from ..models import NAMES, model_config
-from ..results_file import FORMAT_1, bandwidth_of, rows_of
+from ..results_file import FORMAT_1, FORMAT_2, bandwidth_of, rows_of
 from ..rows import DECODE, BenchRow
 from ..run import FORMAT
 from .devices import (
@@ -84,7 +84,7 @@ def read_measured(results: Path) -> Measured:
 
 def _of_bench(content: dict[str, Any], folder: str) -> Iterator[Series]:
     """Decoding and prompts of one sequence on the CPU, each group of rows by itself; peers are not ours to predict."""
-    if content["format"] not in (FORMAT, FORMAT_1):
+    if content["format"] not in (FORMAT, FORMAT_2, FORMAT_1):
         raise CheckpointError(f"its format is {content['format']!r}; wanted {FORMAT!r}")
     groups: dict[tuple[Any, ...], list[BenchRow]] = {}
     for row in rows_of(content):

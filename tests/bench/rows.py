@@ -58,6 +58,7 @@ def prompt_rows() -> list[BenchRow]:
 def loaded(rows: Sequence[BenchRow], cpu: str = "some processor", **changes: Any) -> LoadedResult:
     """A result with these rows."""
     values: dict[str, Any] = {
+        "format": "flexidepth-bench-3",
         "rows": list(rows),
         "machine": {"cpu": cpu, "cores": 2},
         "models": {"a $model$": {"num_layers": 30, "routed_layers": 15}},

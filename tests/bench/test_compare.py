@@ -45,7 +45,7 @@ def test_noise_of_the_rounds_is_allowed_for() -> None:
 @pytest.mark.parametrize(("given", "verdict"), [(18.0, ""), (20.0, "SLOWER"), (16.0, "faster")])
 def test_what_the_memory_did_is_taken_off(given: float, verdict: str) -> None:
     """Of a virtual machine others take a part of memory and cache: a mere read shows how much."""
-    before = decode_row("dense", 9.0, given=20.0)
+    before = decode_row("dense", 9.0, given=20.0, work_share=1.1)
     after = decode_row("dense", 10.0, given=given)
     (change,) = compare(loaded([before]), loaded([after])).changes
     assert change.change == pytest.approx(1 / 9) and change.memory == pytest.approx(20 / given - 1)
@@ -55,6 +55,15 @@ def test_what_the_memory_did_is_taken_off(given: float, verdict: str) -> None:
     pair = (with_comparisons([row]) for row in (before, after))
     elsewhere = compare(loaded(next(pair)), loaded(next(pair), cpu="another"))
     assert elsewhere.changes[0].memory == 0
+
+
+def test_memory_counts_by_its_part_and_its_noise() -> None:
+    before = decode_row("dense", 10.0, given=20.0, work_share=0.25, given_noise=0.08)
+    after = decode_row("dense", 10.0, given=18.0, given_noise=0.08)
+    (change,) = compare(loaded([before]), loaded([after])).changes
+    assert change.memory == pytest.approx(0.25 * (20 / 18 - 1))
+    # Two medians of four rounds each, a quarter of the reads' noise in either.
+    assert change.allowed == pytest.approx(3 * 0.25 * 0.08 / 2 * 2**0.5)
 
 
 def test_steps_of_a_round_are_no_rounds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from flexidepth.bench.breakdown import PARTS
 from flexidepth.bench.figures import breakdown_figure, decode_figure, figures, prompt_figure
 from flexidepth.bench.results_file import read_results
+from flexidepth.bench.rows import with_comparisons
 from flexidepth.errors import CheckpointError
 from flexidepth.plots import save_figure
 from tests.cli.conftest import Command
@@ -18,18 +20,21 @@ from .rows import decode_row, decode_rows, loaded, prompt_rows
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 BREAKDOWN = {
+    "model": "m",
+    "dtype": "bfloat16",
     "threads": 2,
     "depth": 8,
     "layers": [
         {
             "layer": "run",
+            "count": 2,
             "parts": {part: 0.001 * i for i, part in enumerate(PARTS)},
             "by_bytes": 0.01,
         },
-        {"layer": "skipped", "parts": dict.fromkeys(PARTS, 0.002), "by_bytes": 0.01},
+        {"layer": "skipped", "count": 2, "parts": dict.fromkeys(PARTS, 0.002), "by_bytes": 0.01},
     ],
-    "head_ms": 1.0,
-    "other_ms": 0.1,
+    "head_ms": [1.0, 1.0],
+    "other_ms": [0.1, 0.1],
 }
 
 
@@ -40,6 +45,14 @@ def test_our_line_the_ideal_and_the_peer() -> None:
     assert ours.get_ydata() == pytest.approx([1e3 / 10.1, 1e3 / 6.5])
     assert ideal.get_ydata() == pytest.approx([99.5, 153.1])
     assert peer.get_ydata() == pytest.approx([50.0, 50.0])
+
+
+def test_what_mere_reads_allow_is_a_line_of_its_own() -> None:
+    rows = decode_rows(given=10.0)
+    rows = with_comparisons([replace(r, given=11.0) if r.name == "skip 15" else r for r in rows])
+    _, _, reads, _ = decode_figure(loaded(rows)).axes[0].lines
+    assert reads.get_label() == "by reads, 2 threads"
+    assert reads.get_ydata() == pytest.approx([99.5, 153.1 * 1.1])
 
 
 def test_lines_are_told_apart_by_what_differs() -> None:

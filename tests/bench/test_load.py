@@ -53,6 +53,9 @@ def test_noisy_rows_are_marked() -> None:
     lines = markdown(group, columns).splitlines()
     assert lines[2].startswith("| dense |") and lines[3].startswith("| skip 1 (noisy) |")
     assert [row.to_dict()["noisy"] for row in rows] == [False, True]
+    # A block that something else disturbed.
+    assert decode_row("dense", 10.0, samples=[0.01, 0.01, 0.012, 0.01]).noisy
+    assert not decode_row("dense", 10.0, samples=[0.01, 0.01, 0.0105, 0.01]).noisy
 
 
 def test_bandwidth_is_bytes_over_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,12 +112,20 @@ def test_parts_of_a_layer_add_up_to_the_pass() -> None:
     )
     run, skipped = make_plans("fixed", [0, 2], TINY)
     found = measure_breakdown(engine, run, skipped, depth=4, rate=2.0, steps=3)
-    assert [layer.layer for layer in found.layers] == ["plain", "run", "skipped"]
+    others = "plain, others skipped"
+    assert [layer.layer for layer in found.layers] == ["plain", "run", others, "skipped"]
+    assert (found.dtype, found.threads, [layer.count for layer in found.layers]) == (
+        "float32",
+        1,
+        [2, 2, 2, 2],
+    )
+    assert min(*found.head_ms, *found.other_ms) > 0
     zero = {
         layer.layer: {part for part in PARTS if layer.parts[part] == 0} for layer in found.layers
     }
     assert zero == {
         "plain": {"router", "adapter"},
+        others: {"router", "adapter"},
         "run": {"adapter"},
         "skipped": {"queries and output", "attention", "feed-forward"},
     }

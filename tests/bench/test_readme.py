@@ -14,6 +14,8 @@ from flexidepth.bench.results_file import read_results
 from flexidepth.bench.rows import DENSE
 from flexidepth.errors import CheckpointError
 
+from .rows import decode_row
+
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 
@@ -41,21 +43,29 @@ def test_tables_of_speeds_hold_the_rows() -> None:
         assert "pp512, 1 thread, tok/s" in prompt_table(path)
 
 
-def test_a_breakdown_says_how_much_of_its_bytes_a_skipped_layer_saves(tmp_path: Path) -> None:
-    def layer(name: str, feed_forward: float, by_bytes: float) -> dict[str, object]:
+def test_a_breakdown_says_where_time_is_saved(tmp_path: Path) -> None:
+    def layer(name: str, count: int, feed_forward: float, by_bytes: float) -> dict[str, object]:
         parts = {**dict.fromkeys(PARTS, 0.01), "feed-forward": feed_forward}
-        return {"layer": name, "parts": parts, "by_bytes": by_bytes}
+        return {"layer": name, "count": count, "parts": parts, "by_bytes": by_bytes}
 
     breakdown = {
+        "model": "a $model$",
+        "dtype": "bfloat16",
         "threads": 2,
         "depth": 8,
-        "layers": [layer("run", 0.15, 0.18), layer("skipped", 0.0, 0.03)],
-        "head_ms": 1.0,
-        "other_ms": 0.1,
+        "layers": [
+            layer("plain", 3, 0.15, 0.18),
+            layer("run", 2, 0.15, 0.18),
+            layer("plain, others skipped", 3, 0.14, 0.18),
+            layer("skipped", 2, 0.0, 0.03),
+        ],
+        "head_ms": [1.0, 0.9],
+        "other_ms": [0.1, 0.1],
     }
+    rows = [decode_row("skip 0", 10.0, 0), decode_row("skip 2", 9.5, 2)]
     content = {
-        "format": "flexidepth-bench-2",
-        "rows": [],
+        "format": "flexidepth-bench-3",
+        "rows": [row.to_dict() for row in rows],
         "machine": {"commit": "x"},
         "models": {"m": {"num_layers": 4, "routed_layers": 2}},
         "breakdown": [breakdown],
@@ -64,9 +74,12 @@ def test_a_breakdown_says_how_much_of_its_bytes_a_skipped_layer_saves(tmp_path: 
     (tmp_path / "x.json").write_text(json.dumps(content))
     text = breakdown_table(tmp_path / "x.json")
     assert "| run | 2 | 10.0 | 10.0 | 10.0 | 10.0 | 150.0 | 10.0 | 200.0 | 180.0 |" in text
-    # 200 - 50 us of 180 - 30
-    assert "a skipped layer saves 150 us of the 150 that its bytes are worth (100%)" in text
-    assert "2 of them 0.30 ms of 0.30; a run layer takes +20 us beside its bytes" in text
+    assert "| LM head, others skipped | 2 |  |  |  |  |  |  | 900.0 |  |" in text
+    assert (
+        "On 2 threads skipping all 2 saves 0.43 ms of a token (0.50 in the table of decoding), where their bytes are "
+        "worth 0.30 at the dense pass's rate: 0.30 in the skipped layers, 0.10 in the LM head, 0.00 elsewhere, 0.03 in "
+        "the layers that always run."
+    ) in text
 
 
 def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:

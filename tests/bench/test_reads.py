@@ -33,6 +33,9 @@ def test_large_reads_stand_for_larger_ones(monkeypatch: pytest.MonkeyPatch) -> N
     case = ReadCase(5000, 1)
     case.samples = [0.001]
     assert case.data.nbytes == 1000 and case.read_ms == 5.0
+    config = tiny_config()
+    (case,) = Reads(config, 2, 10, 1).cases
+    assert case.nbytes == bytes_per_token(config, config.num_routed_layers, context=10)
 
 
 def test_bytes_between_two_reads_lie_on_their_line() -> None:
@@ -47,6 +50,18 @@ def test_bytes_between_two_reads_lie_on_their_line() -> None:
     assert reads.milliseconds(most.nbytes) == pytest.approx(most.read_ms)
     middle = reads.milliseconds(sum(ends) / 2)
     assert middle == pytest.approx((few.read_ms + most.read_ms) / 2)
+    # Outside of it a line could end below zero.
+    assert reads.milliseconds(few.nbytes / 2) == pytest.approx(few.read_ms / 2)
+    assert reads.milliseconds(3 * most.nbytes) == pytest.approx(3 * most.read_ms)
+    for case, times in zip(reads.cases, ([1.0, 1.0], [1.0, 1.2]), strict=True):
+        case.samples, case.blocks = times, [1, 1]
+    assert reads.noise == pytest.approx(0.1 * 2**0.5 / 1.1)
+    assert most.to_dict() == {"nbytes": most.held, "samples": [1.0, 1.2], "blocks": [1, 1]}
+    before = torch.get_num_threads()
+    most.threads = 1
+    most.start()
+    reads.close()
+    assert torch.get_num_threads() == before and most.data.nbytes == 0
 
 
 def test_a_model_without_routed_layers_has_one_read() -> None:

@@ -15,7 +15,7 @@ import torch
 from flexidepth import FlexiDepth, FlexiDepthConfig
 from flexidepth.bench.decode import decode_case, measure_decode
 from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speedup
-from flexidepth.bench.machine import describe_machine, machine_slug
+from flexidepth.bench.machine import describe_machine
 from flexidepth.bench.models import step_bytes
 from flexidepth.bench.options import BenchOptions, resolve_skips
 from flexidepth.bench.plans import dense_plan, make_plans
@@ -23,7 +23,7 @@ from flexidepth.bench.prompt import measure_prompt
 from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table, tables
 from flexidepth.bench.results_file import Partial
 from flexidepth.bench.timing import Case, alternate
-from flexidepth.errors import ValueOutOfRangeError
+from flexidepth.errors import OutOfMemoryError, ValueOutOfRangeError
 from flexidepth_ext import _C
 from tests.bench.rows import decode_row
 from tests.cli.conftest import Command
@@ -123,6 +123,21 @@ def test_a_block_begins_anew_once_caches_are_steady() -> None:
     alternate([case], rounds=2, steps=2, steady=3, warmup=1, settle=0)
     assert "".join(order) == "AaaaAaa-" * 2
     assert case.blocks == [1, 1]
+
+
+def test_others_code_that_fails_ends_its_case_alone() -> None:
+    steps = iter(range(4))
+
+    def fail() -> None:
+        if next(steps) == 3:
+            raise RuntimeError("out of luck")
+
+    peer, own = Case("peer", fail, foreign=True), Case("own", lambda: None)
+    spent = alternate([peer, own], rounds=3, steps=3, warmup=1, settle=0)
+    assert peer.failed == "RuntimeError: out of luck" and not peer.samples and not peer.blocks
+    assert len(own.samples) == 3 and spent.timed > 0
+    with pytest.raises(StopIteration):
+        alternate([Case("own", lambda: next(steps))], rounds=1, steps=1, settle=0)
 
 
 def test_only_those_whose_threads_spin_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +289,6 @@ def test_machine_is_named() -> None:
     assert 1 <= machine["usable_threads"] <= 1024
     assert machine["versions"]["torch"] == torch.__version__
     json.dumps(machine)
-    assert machine_slug({"cpu": "A(R) B @ 2.0", "cores": 4}) == "a-r-b-2-0-4-cores"
 
 
 def test_commit_is_that_of_these_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -325,7 +339,7 @@ def test_bench_json(small_bench: Any, model: str, tmp_path: Path) -> None:
     result = small_bench("-o", "json", "--output-dir", tmp_path)
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
-    assert content["format"] == "flexidepth-bench-2"
+    assert content["format"] == "flexidepth-bench-3"
     assert content["models"] == {model: {"num_layers": 4, "routed_layers": 2}}
     found = [(row["test"], row["name"], row["skip_got"]) for row in content["rows"]]
     assert found == [
@@ -336,6 +350,9 @@ def test_bench_json(small_bench: Any, model: str, tmp_path: Path) -> None:
     assert content["machine"]["cpu"]
     assert content["command"].startswith("flexidepth ")
     assert 0 <= content["harness_share"] < 1
+    (few, most) = content["reads"]
+    assert few["nbytes"] < most["nbytes"] and sum(few["blocks"]) == len(few["samples"]) == 4
+    assert (most["test"], most["threads"], most["batch"]) == ("tg4 @ d4", 1, 1)
     assert json.loads((tmp_path / "bench.json").read_text())["rows"] == content["rows"]
     lines = (tmp_path / "bench.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == content["rows"]
@@ -378,6 +395,77 @@ def test_what_was_measured_before_an_interruption_is_kept(
     assert not (tmp_path / "bench.json").exists()
     assert small_bench("--output-dir", tmp_path).exit_code == 0
     assert partial.read_text().startswith(kept)  # it may be of other options
+
+
+def test_what_was_measured_before_an_error_is_printed(
+    small_bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("flexidepth.bench.run.measure_prompt", fail)
+    result = small_bench()
+    assert result.exit_code == 1 and "RuntimeError" in result.stderr
+    assert "| skip 2" in result.stdout and "tg4 @ d4" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(OutOfMemoryError("8 GB are missing"), "8 GB"), (MemoryError(), "Memory")]
+)
+def test_a_test_that_cannot_be_run_is_a_row_and_the_next_one_runs(
+    small_bench: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    from flexidepth.bench import run
+
+    measure = run.measure_decode
+
+    def refuse(*arguments: Any, batch: int, **options: Any) -> Any:
+        if batch == 3:
+            raise error
+        return measure(*arguments, batch=batch, **options)
+
+    monkeypatch.setattr(run, "measure_decode", refuse)
+    result = small_bench("-o", "jsonl", "-b", "3,1")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(r["batch"], r["name"]) for r in rows[:2]] == [(3, "dense"), (1, "dense")]
+    assert (
+        said in rows[0]["said"] and rows[0]["ms_median"] is None and rows[0]["test"] == "tg4 @ d4"
+    )
+    assert len(rows) == 1 + 4 + 4
+
+
+def test_caches_that_do_not_fit_are_said_with_their_size(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flexidepth.bench.decode.available_memory_bytes", lambda: 1000)
+    with (
+        FlexiDepth.from_pretrained(model, num_threads=1) as llm,
+        pytest.raises(OutOfMemoryError, match=r"3 sequences of 42 tokens need 0\.0 GB of keys and"),
+    ):
+        measure_decode(llm.engine, [], batch=3, depth=4, steps=4)
+
+
+def test_a_peer_that_fails_meanwhile_is_a_row(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+    def fail() -> None:
+        raise RuntimeError("it broke")
+
+    peers = [
+        Case("bad", fail, foreign=True, note="x"),
+        Case("good", lambda: None, foreign=True, note="f32"),
+    ]
+    with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
+        dense, bad, good = measure_decode(llm.engine, [], peers=peers, depth=4, steps=4, rounds=2)
+    assert (bad.said, bad.ms_median, bad.peer) == ("RuntimeError: it broke", None, True)
+    assert good.said == "f32" and good.ms_median and list(dense.over_peers) == ["good"]
+
+
+def test_a_breakdown_s_positions_are_checked_before_anything_runs(small_bench: Any) -> None:
+    result = small_bench("-d", 205, "--breakdown")
+    assert result.exit_code == 1, result.output
+    assert "depth 205 and 4 steps need 261 positions; this model has 256" in result.stderr
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_kept(tmp_path: Path) -> None:
@@ -467,7 +555,7 @@ def test_bench_tables(small_bench: Any) -> None:
     assert "| tg4 @ d4 |" in text
     assert "| pp8 |" in text
     assert "Bandwidth: 10.0 GB/s with 1 threads" in text
-    assert json.loads(small_bench("--json").stdout)["format"] == "flexidepth-bench-2"
+    assert json.loads(small_bench("--json").stdout)["format"] == "flexidepth-bench-3"
     rows = small_bench("-o", "csv", "-p", 0).stdout.splitlines()
     assert rows[0].startswith("model,device,")
     assert len(rows) == 5

@@ -131,6 +131,7 @@ def bench(
     ] = None,
 ) -> None:
     from ..bench.options import BenchOptions
+    from ..bench.report import markdown, tables
     from ..bench.results_file import KINDS, Partial, json_line, render, write_results
     from ..bench.run import run_bench
     from ..errors import ValueOutOfRangeError
@@ -163,14 +164,21 @@ def bench(
         raise typer.BadParameter(str(error)) from None
     partial = Partial(output_dir)
 
+    kept: list[Any] = []
+
     def keep(rows: Any) -> None:
         partial.keep(rows)
+        kept.extend(rows)
         if kind == "jsonl":  # a row at a time, for whoever reads along
             for row in rows:
                 print(json_line(row), flush=True)
 
     try:
         result = run_bench(options, say, keep)
+    except BaseException:
+        if kind != "jsonl":
+            print("\n\n".join(markdown(group, columns) for _, group, columns in tables(kept)))
+        raise
     finally:
         partial.close()
     if kind != "jsonl":
@@ -191,7 +199,10 @@ def compare(
     from ..bench.report import table
     from ..bench.results_file import read_results
 
-    found = compare_results(read_results(before), read_results(after))
+    results = read_results(before), read_results(after)
+    found = compare_results(*results)
+    if results[0].format != results[1].format:
+        say("the results were timed by different versions of the benchmark")
     if found.ratios:
         say("different machines: compared is the time over that of the dense pass")
     if not found.changes:
