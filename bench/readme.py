@@ -181,8 +181,8 @@ def answers_table(path: Path) -> str:
     return (
         f"Answers: root mean square error of the logits against float32 {accuracy['engine_dense_rmse']:.3f}, of "
         f"transformers in the same type {accuracy['torch_rmse']:.3f}; the same first choice for "
-        f"{accuracy['top1_agreement']:.1%} of {accuracy['tokens']} tokens. Loading takes {memory['load_s']:.1f} s; peak "
-        f"memory is {memory['peak_over_weights_and_cache']:.2f} x weights and cache."
+        f"{accuracy['top1_agreement']:.1%} of {accuracy['tokens']} tokens. Loading takes {memory['load_s']:.1f} s; "
+        f"peak memory is {memory['peak_over_weights_and_cache']:.2f} x weights and cache."
     )
 
 

@@ -13,6 +13,7 @@ from .engine_check import EngineCheck
 from .engine_peers import PeerRow
 from .engine_timing import DecodeRow, PrefetchRow, PromptRow
 from .predictions import Beside, span
+from .targets import target_lines, targets
 
 
 @dataclass
@@ -49,6 +50,7 @@ class EngineReport:
             "prompts": [row.to_dict() for row in self.prompts],
             "peers": [row.to_dict() for row in self.peers],
             "choices": [choice.to_dict() for choice in self.choices],
+            "targets": [target.to_dict() for target in targets(self)],
             "said": self.said,
         }
 
@@ -117,7 +119,7 @@ def engine_lines(report: EngineReport) -> list[str]:
             f"| {p.tokens} | {share} | {p.seconds:.4f} | {p.tokens_per_second:.0f} | {p.teraflops:.1f} "
             f"| {p.speedup:.3f} | {p.ideal:.3f} |"
         )
-    return lines
+    return lines + target_lines(targets(report))
 
 
 def prediction_lines(rows: Sequence[Beside]) -> list[str]:

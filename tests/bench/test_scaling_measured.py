@@ -176,11 +176,11 @@ def gpu_check(**changes: Any) -> dict[str, Any]:
             if batch == 2:  # half of 16 layers: a quarter is skipped by both, a quarter run by both
                 layers = Layers(2, 12, 12, 16)
             seconds = step_seconds(machine, config, BF16, layers, context=128)
-        return GpuDecodeRow(batch, 128, skipped, 1e3 * seconds, 0, 0, 0, 0, 0, 0)
+        return GpuDecodeRow(batch, 128, skipped, 1e3 * seconds, 0, 0, 0, 0, 1, 1)
 
     report = EngineReport("llama-3-8b", True, 16)
     report.decode = [row(1, None), row(1, 0), row(1, 8), row(2, None), row(2, 8)]
-    report.prompts = [GpuPromptRow(2048, share, 1.0, 0, 0, 0, 0) for share in (None, 0.5)]
+    report.prompts = [GpuPromptRow(2048, share, 1.0, 0, 0, 1, 1) for share in (None, 0.5)]
     return {"bandwidth": 3000e9, "engines": [report.to_dict()], **changes}
 
 
