@@ -7,6 +7,8 @@ as in torch's own model; what is routed is computed in float32 as everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,19 @@ from .model_shape import DTYPES
 
 if TYPE_CHECKING:
     from .cuda_engine import CudaEngine
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Within it torch multiplies float32 on CUDA as such: gates decide alike in prompts and in decoding, whether or not
+    the caller lets torch round to TF32 elsewhere."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32
+    settings.allow_tf32 = False
+    try:
+        yield
+    finally:
+        settings.allow_tf32 = before
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,8 @@ class PromptPass:
     def decide(self, layer: int, x: Tensor) -> Decisions:
         """Gates of x [rows, hidden] float32, and which rows run."""
         name, j, routing = f"model.layers.{layer}.router.", self.routed[layer], self.routing
-        encoded = F.linear(x, self.weight(name + "enc.weight"))
+        with whole_float32():
+            encoded = F.linear(x, self.weight(name + "enc.weight"))
         strict = self.engine.strict_router
         router = RouterWeights(
             self.weight(name + "norm.weight"),

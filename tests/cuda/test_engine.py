@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flexidepth_ext import cuda_engine
+from flexidepth_ext import cuda_engine, cuda_prompt
 from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.errors import (
     EngineBusyError,
@@ -108,6 +108,34 @@ def test_a_prompt_that_torch_multiplies(make, ids, dtype, name, strict):
     assert torch.equal((gates > 0.5)[settled], want.run[0][settled])
     *_, decided = everything(engine, ids)
     assert torch.equal(decided.bool()[settled], want.run[0][settled])
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_gates_of_a_prompt_are_not_rounded_to_tf32(make, ids, monkeypatch, allowed):
+    """The caller's setting is there again afterwards, also behind an error."""
+    settings, seen = torch.backends.cuda.matmul, []
+    linear = cuda_prompt.F.linear
+
+    def spy(x, weight):
+        if weight.shape[0] == config.router_dim:
+            seen.append(settings.allow_tf32)
+        return linear(x, weight)
+
+    config = tiny_config()
+    engine = make(tiny_model(config), torch.bfloat16)
+    engine.own_rows = 8
+    monkeypatch.setattr(cuda_prompt.F, "linear", spy)
+    before = settings.allow_tf32
+    settings.allow_tf32 = allowed
+    try:
+        everything(engine, ids, step=len(ids))
+        assert seen == [False] * config.num_routed_layers
+        assert settings.allow_tf32 is allowed
+        with pytest.raises(RuntimeError), cuda_prompt.whole_float32():
+            raise RuntimeError
+        assert settings.allow_tf32 is allowed
+    finally:
+        settings.allow_tf32 = before
 
 
 def test_torch_multiplies_what_our_kernels_do(make, ids):
