@@ -12,7 +12,8 @@ namespace flexidepth::cpu {
 // Rows a block of the many-rows loop holds: its inputs stay in L2 while a group of panels passes,
 // or, rounded, while all of them do.
 constexpr int64_t kRowBlock = 96;
-constexpr int64_t kRoundedRowBlock = 256;
+constexpr int64_t kRoundedRowBlock = 512;
+constexpr int kMostUnits = 64;  // that a thread claims one by one
 
 inline int64_t panels_in(const PackedMatrix& w) { return (w.n + kPanel - 1) / kPanel; }
 
@@ -89,8 +90,8 @@ void for_each_tile(const Kernels& kernels, const Rows& x, int64_t row_begin, int
 
 // visit(matrix, begin, end, row_begin, row_end) over all panels of all matrices x all rows, on the
 // pool. Few rows: each thread walks a contiguous run of panels, weights stream by once. Many rows:
-// blocks of rows against one group of panels; where rows are rounded, all groups of a block in
-// turn.
+// blocks of rows against one group of panels. Where rows are rounded a thread takes all groups of a
+// block, so that it alone rounds these rows; threads that blocks do not suffice for share them.
 template <class Visit>
 void for_each_panel_block(const Context& context, int64_t rows, const int64_t* panels, int matrices,
                           const Visit& visit) {
@@ -111,19 +112,33 @@ void for_each_panel_block(const Context& context, int64_t rows, const int64_t* p
     });
     return;
   }
-  const bool rounded = context.kernels.rounded_dot != nullptr;
-  const int64_t block = rounded ? kRoundedRowBlock : kRowBlock;
+  const auto visit_group = [&](int64_t group, int64_t row_begin, int64_t row_end) {
+    int i = 0;
+    while (group >= (panels[i] + kGroup - 1) / kGroup) group -= (panels[i++] + kGroup - 1) / kGroup;
+    const int64_t first = group * kGroup;
+    visit(i, first, std::min(panels[i], first + kGroup), row_begin, row_end);
+  };
+  if (context.kernels.rounded_dot == nullptr) {
+    const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+    context.pool.run(groups * blocks, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t m = unit % blocks * kRowBlock;
+        visit_group(unit / blocks, m, std::min(rows, m + kRowBlock));
+      }
+    });
+    return;
+  }
+  const int64_t threads = context.pool.size();
+  const int64_t tiles = (rows + kRoundedRows - 1) / kRoundedRows;
+  const int64_t block = std::min(kRoundedRowBlock, (tiles + threads - 1) / threads * kRoundedRows);
   const int64_t blocks = (rows + block - 1) / block;
-  context.pool.run(groups * blocks, 8, [&](int64_t begin, int64_t end) {
+  const int64_t shares = std::min(groups, (threads + blocks - 1) / blocks);
+  context.pool.run(blocks * shares, kMostUnits, [&](int64_t begin, int64_t end) {
     RoundedRows::begin(call);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t m = (rounded ? unit / groups : unit % blocks) * block;
-      int64_t group = rounded ? unit % groups : unit / blocks;
-      int i = 0;
-      while (group >= (panels[i] + kGroup - 1) / kGroup)
-        group -= (panels[i++] + kGroup - 1) / kGroup;
-      const int64_t first = group * kGroup;
-      visit(i, first, std::min(panels[i], first + kGroup), m, std::min(rows, m + block));
+      const int64_t m = unit / shares * block, share = unit % shares;
+      for (int64_t g = groups * share / shares; g < groups * (share + 1) / shares; ++g)
+        visit_group(g, m, std::min(rows, m + block));
     }
   });
 }
