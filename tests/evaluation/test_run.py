@@ -147,8 +147,15 @@ def test_rows_fit_the_model(everything: tuple[EvalResult, Path, list[str]], mode
     near = rows["flexidepth", 1]
     assert near.skipped == pytest.approx(1, abs=0.5)  # calibrated on other text of the same kind
     point = next(p for p in result.points if (p["method"], p["asked"]) == ("flexidepth", 1))
-    assert point["calibration_skipped"] == pytest.approx(1, abs=0.02)
-    assert len(point["thresholds"]) == 3
+    found = {(e["part"], e["subject"]): e for e in point["each"]}
+    assert set(found) == {
+        *(("text", name) for name in ("prose", "chat")),
+        *(("task", name) for name in ("letters", "words")),
+        ("answers", ""),
+    }
+    for each in found.values():
+        assert each["calibration_skipped"] == pytest.approx(1, abs=0.02)
+        assert len(each["thresholds"]) == 3
     assert rows["wide", 1].bytes_per_token > near.bytes_per_token
 
 
@@ -342,6 +349,33 @@ def test_short_files_are_calibrated_on_themselves(make: Make, tmp_path: Path) ->
     assert row.skipped == pytest.approx(1, abs=0.02)
 
 
+def test_each_subject_skips_as_many_layers_as_were_asked_of_it(
+    make: Make, tmp_path: Path, tasks: Path
+) -> None:
+    """Two texts of which one threshold skips unlike numbers; a task, whose questions are its calibration."""
+    low = write_lines(tmp_path / "low.jsonl", [{"text": "abcde" * 20} for _ in range(9)])
+    high = write_lines(tmp_path / "high.jsonl", [{"text": "VWXYZ" * 20} for _ in range(9)])
+    texts = {"low": low, "high": high}
+    options = make(texts=texts, tasks=tasks / "words.jsonl", limit=12, calibration_tokens=2000)
+    result = evaluate(options)
+    own = [r for r in result.rows if r.method == "flexidepth" and r.part != "answers" and r.asked]
+    assert len(own) == 6
+    for row in own:
+        assert row.skipped == pytest.approx(row.asked, abs=0.05)
+    point = next(p for p in result.points if (p["method"], p["asked"]) == ("flexidepth", 1))
+    offsets = {each["subject"]: each["offset"] for each in point["each"]}
+    assert abs(offsets["low"] - offsets["high"]) > 0.05
+
+
+def test_points_do_not_depend_on_each_other(make: Make, prose: Path) -> None:
+    def row(skipped: list[float]) -> str:
+        options = make(texts={"prose": prose}, methods=["flexidepth"], skipped=skipped)
+        rows = {r.key: r for r in evaluate(options).rows}
+        return repr({**rows["text", "flexidepth", 1.5, "prose"].to_dict(), "seconds": 0})
+
+    assert row([1.5]) == row([0.5, 1, 1.5, 2.5])
+
+
 def test_tasks_alone_take_their_calibration_from_a_file(
     make: Make, tasks: Path, prose: Path
 ) -> None:
@@ -402,16 +436,18 @@ def test_a_number_that_no_threshold_meets_is_said_and_left_out(
 ) -> None:
     from flexidepth.training import calibration
 
-    found = calibration.calibrate
+    find = calibration._Search.find
 
-    def calibrate(llm: Any, windows: Any, targets: list[float]) -> Any:
-        if targets == [1]:
+    def unmet(search: Any, target: float) -> Any:
+        if target == 1:
             raise ValueOutOfRangeError("calibrate: 1 layers skipped cannot be met")
-        return found(llm, windows, targets)
+        return find(search, target)
 
-    monkeypatch.setattr(calibration, "calibrate", calibrate)
+    monkeypatch.setattr(calibration._Search, "find", unmet)
     said: list[str] = []
     options = make(texts={"prose": prose}, methods=["flexidepth"])
     result = evaluate(options, notify=said.append)
     assert [row.asked for row in result.rows if row.method == "flexidepth"] == [0, 2]
-    assert "flexidepth: calibrate: 1 layers skipped cannot be met; the point is left out" in said
+    assert (
+        "flexidepth, prose: calibrate: 1 layers skipped cannot be met; that row is left out" in said
+    )

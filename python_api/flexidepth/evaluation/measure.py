@@ -85,7 +85,8 @@ class Measurer:
             use = measure_kind(llm, kind, prompts, point)
             values = dataclasses.asdict(use)
             del values["kind"]
-            self.record.add_point(point)
+            if (point.method, float(point.asked)) not in self.record.points:
+                self.record.add_point(point)
             self.record.add(
                 KindRow(
                     method=point.method,
@@ -106,8 +107,11 @@ class Measurer:
             if point.same_as_base and base is not None:
                 yield self._copied(base, point, config)
                 continue
+            own = point.at((part, subject))
+            if own is None:
+                continue
             begin = time.perf_counter()
-            values = self._values(llm, point, part, subject)
+            values = self._values(llm, own, part, subject)
             if part != "answers":
                 values["bytes_per_token"] = self._bytes(point, config, values["skipped"])
             kind = {"text": TextRow, "task": TaskRow, "answers": AnswersRow}[part]

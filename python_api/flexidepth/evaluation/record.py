@@ -49,8 +49,13 @@ class Record:
 
     def add_point(self, point: Point) -> None:
         """Keep how a point came about."""
+        key = (point.method, float(point.asked))
         content = {"method": point.method, "asked": float(point.asked), **point.details}
-        self.points[(point.method, float(point.asked))] = content
+        if "each" in content:
+            # Of an interrupted run there may be other subjects already.
+            entries = [*self.points.get(key, {}).get("each", ()), *content["each"]]
+            content["each"] = list({(e["part"], e["subject"]): e for e in entries}.values())
+        self.points[key] = content
 
     def _write(self) -> None:
         if self.path is None:

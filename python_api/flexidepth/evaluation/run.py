@@ -16,7 +16,7 @@ from ..errors import ValueOutOfRangeError
 from ..llm import FlexiDepth
 from ..loading import load_engine, resolve_dtype
 from .ablation import without_adapters
-from .data import read_data
+from .data import ANSWERS, read_data
 from .header import make_header, make_identity
 from .influence import block_influence
 from .measure import Measurer
@@ -33,6 +33,7 @@ from .points import (
 )
 from .record import Record
 from .rows import Row
+from .thresholds import routed_points
 from .torch_engine import TorchEngine
 from .windows import Trace, trace_windows
 
@@ -119,7 +120,11 @@ def _measure_model(
     routed = checkpoint.config.num_routed_layers
     evaluated = method == FLEXIDEPTH
     wanted = not evaluated or FLEXIDEPTH in options.methods
-    asked = [n for n in options.skipped if n <= routed and measurer.missing(method, n)]
+    asked = {
+        number: [(part, subject) for part, _, _, subject in missing]
+        for number in options.skipped
+        if number <= routed and (missing := measurer.missing(method, number))
+    }
     kinds = measurer.data.kinds if wanted and routed and not checkpoint.config.ablations else {}
     if not (evaluated or asked or kinds):
         return
@@ -127,7 +132,8 @@ def _measure_model(
         names = ", ".join(checkpoint.config.ablations)
         measurer.notify(f"{method}: {names}; computed by the trainable model")
     with _loaded(checkpoint, options) as llm:
-        beginning = measurer.data.calibration[0][:_COMPARED_TOKENS]
+        data = measurer.data
+        beginning = data.everything.sequences[0][:_COMPARED_TOKENS]
         trace = trace_windows(llm.engine, [beginning], base_point())
         if evaluated:
             measurer.base_reference = trace
@@ -135,45 +141,13 @@ def _measure_model(
         _check_same_base(method, trace, measurer.base_reference)
         if not wanted:
             return
-        windows = measurer.data.calibration
-        for number in asked:
-            if (point := _model_point(method, number, llm, windows, measurer.notify)) is not None:
-                measurer.measure(llm, point, checkpoint.config)
-        number = min(options.kinds_skipped, routed)
-        if kinds and (point := _model_point(method, number, llm, windows, measurer.notify)):
-            measurer.measure_kinds(llm, point)
-
-
-def _model_point(
-    method: str,
-    number: float,
-    llm: FlexiDepth,
-    windows: Sequence[Sequence[int]],
-    notify: Notify,
-) -> Point | None:
-    """The model's own routing, its thresholds turned until `number` layers are skipped; None, and said, where
-    no offset does that."""
-    from ..training.calibration import calibrate
-
-    routed = llm.config.num_routed_layers
-    if number in (0, routed):
-        thresholds = [float(number > 0)] * routed
-        # With the gate "multiplier" a layer that runs is not the base model's.
-        plain = number == 0 and llm.config.gate == "straight_through"
-        details: dict[str, Any] = {"thresholds": thresholds}
-        return Point(method, number, None, thresholds, details, same_as_base=plain)
-    try:
-        # One at a time: what another search found must not change this one's result.
-        (found,) = calibrate(llm, windows, [number]).points
-    except ValueOutOfRangeError as error:
-        notify(f"{method}: {error}; the point is left out")
-        return None
-    details = {
-        "offset": found.offset,
-        "calibration_skipped": found.layers_skipped,
-        "thresholds": found.thresholds,
-    }
-    return Point(method, number, None, found.thresholds, details)
+        for point in routed_points(method, llm, data, asked, measurer.notify):
+            measurer.measure(llm, point, checkpoint.config)
+        if kinds:
+            number = min(options.kinds_skipped, routed)
+            (every,) = routed_points(method, llm, data, {number: [ANSWERS]}, measurer.notify)
+            if (own := every.at(ANSWERS)) is not None:
+                measurer.measure_kinds(llm, own)
 
 
 def _measure_baselines(checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer) -> None:
@@ -185,7 +159,7 @@ def _measure_baselines(checkpoint: Checkpoint, options: EvalOptions, measurer: M
     influence: list[float] = []
     if SHORTGPT in methods or SHORTGPT_ROUTED in methods:
         measurer.notify("block influence of each layer")
-        influence = block_influence(checkpoint, measurer.data.calibration)
+        influence = block_influence(checkpoint, measurer.data.everything.sequences)
     with _loaded(without_adapters(checkpoint), options) as llm:
         for method in methods:
             for point in _baseline_points(method, whole, checkpoint, options, llm, influence):
