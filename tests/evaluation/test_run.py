@@ -23,7 +23,7 @@ from flexidepth.evaluation.record import PARTIAL
 from flexidepth.evaluation.report import report_text
 from flexidepth.evaluation.rows import AnswersRow, KindRow, TaskRow, TextRow
 
-from .conftest import save_tiny, sentence, write_lines
+from .conftest import CALIBRATION, save_tiny, sentence, write_lines
 
 Make = Callable[..., EvalOptions]
 
@@ -137,12 +137,12 @@ def test_rows_fit_the_model(everything: tuple[EvalResult, Path, list[str]], mode
     assert (base.ratio, base.agreement, base.skipped, base.nats_stderr) == (1, 1, 0, 0)
     assert base.predictions == 198
     # Nothing skipped is the base model, but for multiplier gates, which weigh what runs.
-    for method in METHODS[1:]:
+    for method in METHODS[2:]:
         assert rows[method, 0].perplexity == base.perplexity
     assert rows["flexidepth", 0].ratio != 1 and rows["flexidepth", 0].skipped == 0
     for (method, asked), row in rows.items():
         assert row.ratio == pytest.approx(row.perplexity / base.perplexity)
-        if method in METHODS[1:]:
+        if method in METHODS[2:]:
             assert row.skipped == asked
     near = rows["flexidepth", 1]
     assert near.skipped == pytest.approx(1, abs=0.5)  # calibrated on other text of the same kind
@@ -209,7 +209,7 @@ def test_tables_are_rectangles_of_the_rows(
     row = next(
         r for r in result.rows if isinstance(r, TextRow) and r.key[1:] == ("random", 2, "prose")
     )
-    assert overview.rows[2][3] == f"{row.ratio:.3f}"
+    assert overview.rows[3][3] == f"{row.ratio:.3f}"
 
 
 def test_prompts_come_from_every_set_of_conversations_in_turn(
@@ -234,7 +234,9 @@ def test_only_what_is_given_is_measured(make: Make, prose: Path) -> None:
 
 
 def test_numbers_between_whole_ones_are_for_routers_alone(make: Make, prose: Path) -> None:
-    result = evaluate(make(texts={"prose": prose}, skipped=[0.5, 1], methods=METHODS[:2]))
+    result = evaluate(
+        make(texts={"prose": prose}, skipped=[0.5, 1], methods=["flexidepth", "random"])
+    )
     points = [(row.method, row.asked) for row in result.rows]
     assert points == [("base", 0), ("flexidepth", 0.5), ("flexidepth", 1), ("random", 1)]
 
@@ -376,6 +378,40 @@ def test_points_do_not_depend_on_each_other(make: Make, prose: Path) -> None:
     assert row([1.5]) == row([0.5, 1, 1.5, 2.5])
 
 
+def test_the_dial_is_the_stored_calibration(
+    everything: tuple[EvalResult, Path, list[str]], llm: FlexiDepth, prose: Path
+) -> None:
+    """The same thresholds for whatever is measured, those that target_layers_skipped takes."""
+    from flexidepth.evaluation.texts import read_text_set
+
+    result, _, _ = everything
+    windows = read_text_set("x", prose, llm.tokenizer, tokens=200, window=100).windows
+    rows = {r.asked: r for r in result.rows if r.method == "dial" and r.key[3] == "prose"}
+    for number in (1, 2):
+        scores = llm.score(windows, target_layers_skipped=number)
+        used = sum(score.mean_layers_used for score in scores) / 2
+        assert rows[number].skipped == pytest.approx(4 - used)
+    points = {p["asked"]: p["thresholds"] for p in result.points if p["method"] == "dial"}
+    assert points[1] == CALIBRATION[1]["thresholds"]
+    assert CALIBRATION[1]["thresholds"] < points[2] < CALIBRATION[2]["thresholds"]
+
+
+def test_a_dial_that_is_not_there_or_ends_before_is_said_and_left_out(
+    make: Make, prose: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    options = make(texts={"prose": prose}, methods=["dial"], skipped=[2.5, 3])
+    result = evaluate(options, notify=said.append)
+    assert [(r.method, r.asked) for r in result.rows] == [("base", 0), ("dial", 2.5)]
+    assert any("dial: target_layers_skipped: 3" in line and "left out" in line for line in said)
+    bare = save_tiny(tmp_path / "bare")
+    result = evaluate(
+        make(model=str(bare), texts={"prose": prose}, methods=["dial"]), notify=said.append
+    )
+    assert {r.method for r in result.rows} == {"base"}
+    assert any("dial: the model has no calibration; left out" in line for line in said)
+
+
 def test_tasks_alone_take_their_calibration_from_a_file(
     make: Make, tasks: Path, prose: Path
 ) -> None:
@@ -403,7 +439,7 @@ def test_what_does_not_fit_the_model(make: Make, change: dict[str, Any], message
         ({"skipped": [-1]}, "wanted numbers of layers"),
         ({"skipped": ["1"]}, "wanted numbers of layers"),
         ({"skipped": [1, 1.0]}, "wanted each number once"),
-        ({"methods": ["laco"]}, r"methods \['laco'\]; wanted some of flexidepth, random"),
+        ({"methods": ["laco"]}, r"methods \['laco'\]; wanted some of flexidepth, dial, random"),
         ({"also": {"random": "x"}}, "named 'random'; that name is taken"),
         ({"texts": {}}, "neither texts nor tasks"),
         ({"texts": {}, "tasks": Path("x")}, "no text to find thresholds on"),

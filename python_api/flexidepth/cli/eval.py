@@ -67,8 +67,12 @@ def evaluate_model(
     ] = None,
     skipped: Annotated[str, typer.Option(help="Mean layers to skip.")] = "0,1,2,3,4,6,8",
     methods: Annotated[
-        str, typer.Option(help="What to measure beside the base model.")
-    ] = "flexidepth,random,shortgpt,shortgpt-routed",
+        str,
+        typer.Option(
+            help="What to measure beside the base model: flexidepth finds thresholds on each set of texts, dial takes "
+            "the model's stored calibration."
+        ),
+    ] = "flexidepth,dial,random,shortgpt,shortgpt-routed",
     also: Annotated[
         list[str] | None,
         typer.Option(help="NAME=MODEL: a further checkpoint of the same base; may be repeated."),

@@ -13,11 +13,12 @@ from ..config import FlexiDepthConfig
 from ..routing import ForcedRouting, ForceRouting, resolve_force_routing, skip_ratio_mask
 
 FLEXIDEPTH = "flexidepth"
+DIAL = "dial"
 RANDOM = "random"
 SHORTGPT = "shortgpt"
 SHORTGPT_ROUTED = "shortgpt-routed"
 BASE = "base"
-METHODS = (FLEXIDEPTH, RANDOM, SHORTGPT, SHORTGPT_ROUTED)
+METHODS = (FLEXIDEPTH, DIAL, RANDOM, SHORTGPT, SHORTGPT_ROUTED)
 Subject = tuple[str, str]  # part and name of what is measured, as in the keys of rows
 
 

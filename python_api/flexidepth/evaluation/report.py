@@ -204,6 +204,7 @@ def _notes() -> str:
     return (
         "Methods: `base`, every layer run; `flexidepth`, the model's own routing, its thresholds moved together on "
         "the logit scale until calibration text skips so many layers, for each set of texts and each task its own; "
+        "`dial`, its stored calibration asked for so many, as users do, whatever the text; "
         "`random`, that many of the routed layers skipped at random by each token, no adapters; `shortgpt`, the layers "
         "of lowest block influence dropped for every token, no adapters, and `shortgpt-routed` the same among the "
         "routed layers.\n"

@@ -22,6 +22,7 @@ from .influence import block_influence
 from .measure import Measurer
 from .options import EvalOptions
 from .points import (
+    DIAL,
     FLEXIDEPTH,
     RANDOM,
     SHORTGPT,
@@ -33,7 +34,7 @@ from .points import (
 )
 from .record import Record
 from .rows import Row
-from .thresholds import routed_points
+from .thresholds import dial_points, routed_points
 from .torch_engine import TorchEngine
 from .windows import Trace, trace_windows
 
@@ -116,7 +117,7 @@ def evaluate(
 def _measure_model(
     method: str, checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer
 ) -> None:
-    """The points of a model with routers; the evaluated one's also give the base model's rows."""
+    """The points of a model with routers; of the evaluated one also the base model's and the dial's."""
     routed = checkpoint.config.num_routed_layers
     evaluated = method == FLEXIDEPTH
     wanted = not evaluated or FLEXIDEPTH in options.methods
@@ -139,9 +140,10 @@ def _measure_model(
             measurer.base_reference = trace
             measurer.measure(llm, base_point())
         _check_same_base(method, trace, measurer.base_reference)
-        if not wanted:
-            return
-        for point in routed_points(method, llm, data, asked, measurer.notify):
+        points = routed_points(method, llm, data, asked, measurer.notify) if wanted else []
+        if evaluated and DIAL in options.methods:
+            points += dial_points(checkpoint.config, options.skipped, measurer.notify)
+        for point in points:
             measurer.measure(llm, point, checkpoint.config)
         if kinds:
             number = min(options.kinds_skipped, routed)
@@ -153,7 +155,7 @@ def _measure_model(
 def _measure_baselines(checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer) -> None:
     """Layers skipped at random and layers dropped; numbers of layers that are not whole are left out."""
     whole = [n for n in options.skipped if float(n).is_integer()]
-    methods = [m for m in options.methods if m != FLEXIDEPTH]
+    methods = [m for m in options.methods if m not in (FLEXIDEPTH, DIAL)]
     if not any(measurer.missing(method, n) for method in methods for n in whole):
         return
     influence: list[float] = []

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..config import FlexiDepthConfig
+from ..dial import calibrated_thresholds
 from ..errors import ValueOutOfRangeError
 from .data import ANSWERS, EvalData
-from .points import Point, Subject
+from .points import DIAL, Point, Subject
 
 if TYPE_CHECKING:
     from ..llm import FlexiDepth
@@ -53,6 +54,27 @@ def routed_points(
         else _found_point(method, number, found[number])
         for number in wanted
     ]
+
+
+def dial_points(
+    config: FlexiDepthConfig, skipped: Sequence[float], notify: Callable[[str], None]
+) -> list[Point]:
+    """The model as users ask it to skip so many layers: by the calibration that is stored in it, whatever the text.
+
+    notify: told of a model without one, and of numbers that it does not reach.
+    """
+    if not config.calibration:
+        notify(f"{DIAL}: the model has no calibration; left out (`flexidepth calibrate` makes one)")
+        return []
+    points = []
+    for number in skipped:
+        try:
+            thresholds = calibrated_thresholds(config.calibration, number)
+        except ValueOutOfRangeError as error:
+            notify(f"{DIAL}: {error}; the point is left out")
+            continue
+        points.append(Point(DIAL, number, None, thresholds, details={"thresholds": thresholds}))
+    return points
 
 
 def _end_point(method: str, number: float, config: FlexiDepthConfig) -> Point:
