@@ -310,6 +310,46 @@ def test_an_interrupted_run_goes_on(
     assert len(result.points) == len(whole.points)
 
 
+def test_an_interrupted_run_compares_with_the_same_base_model(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted once only the ablated model is left, which is computed by another program than the others."""
+    ablated = save_tiny(tmp_path / "ablated", ablations=["no_adapter"], gate="straight_through")
+    options = make(also={"ablated": str(ablated)}, methods=["random"], skipped=[1, 2])
+    whole = evaluate(options)
+    add = measure.Record.add
+
+    def interrupted(record: Any, row: Any) -> None:
+        add(record, row)
+        if row.method == "ablated":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure.Record, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(options, output_dir=tmp_path / "out")
+    monkeypatch.setattr(measure.Record, "add", add)
+    told: list[Any] = []
+    trace, answer = measure.trace_windows, measure.answer_prompts
+
+    def traced(engine: Any, *rest: Any) -> Any:
+        told.append((type(engine).__name__, rest[-1].method))
+        return trace(engine, *rest)
+
+    def answered(llm: Any, *rest: Any) -> Any:
+        told.append((type(llm.engine).__name__, rest[1].method))
+        return answer(llm, *rest)
+
+    monkeypatch.setattr(measure, "trace_windows", traced)
+    monkeypatch.setattr(measure, "answer_prompts", answered)
+    result = evaluate(options, output_dir=tmp_path / "out")
+    computed = [engine for engine, method in told if method == "base"]
+    assert computed == ["Engine"] * 3  # two texts and the answers
+    figures, others = (
+        {r.key: repr({**r.to_dict(), "seconds": 0}) for r in made.rows} for made in (result, whole)
+    )
+    assert figures == others
+
+
 @pytest.mark.parametrize("change", [{"tokens": 150}, {"dtype": "bfloat16"}, {"seed": 1}])
 def test_rows_of_other_options_are_not_taken(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]

@@ -138,7 +138,7 @@ def _measure_model(
         trace = trace_windows(llm.engine, [beginning], base_point())
         if evaluated:
             measurer.base_reference = trace
-            measurer.measure(llm, base_point())
+            measurer.prepare_base(llm, _all_points(options))
         _check_same_base(method, trace, measurer.base_reference)
         points = routed_points(method, llm, data, asked, measurer.notify) if wanted else []
         if evaluated and DIAL in options.methods:
@@ -150,6 +150,11 @@ def _measure_model(
             (every,) = routed_points(method, llm, data, {number: [ANSWERS]}, measurer.notify)
             if (own := every.at(ANSWERS)) is not None:
                 measurer.measure_kinds(llm, own)
+
+
+def _all_points(options: EvalOptions) -> list[tuple[str, float]]:
+    """(method, layers asked) of whatever the options want."""
+    return [(m, n) for m in (*options.methods, *options.also) for n in options.skipped]
 
 
 def _measure_baselines(checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer) -> None:
