@@ -351,22 +351,34 @@ def test_an_interrupted_run_compares_with_the_same_base_model(
 
 
 @pytest.mark.parametrize("change", [{"tokens": 150}, {"dtype": "bfloat16"}, {"seed": 1}])
-def test_rows_of_other_options_are_not_taken(
+def test_rows_of_other_options_are_not_taken_but_kept(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     options = make(methods=["random"], answers=0)
     monkeypatch.setattr("flexidepth.evaluation.record.Record.discard", lambda _: None)
     evaluate(options, output_dir=tmp_path)
+    before = (tmp_path / PARTIAL).read_bytes()
+    number = len(json.loads(before)["rows"])
     said: list[str] = []
     evaluate(make(methods=["random"], answers=0, **change), output_dir=tmp_path, notify=said.append)
-    assert not any("are kept" in line for line in said)
+    (name,) = change
+    aside = tmp_path / "eval.partial.1.json"
+    other = f"is of a run with other {name}; its {number} rows are kept as {aside}"
+    assert said[0] == f"{tmp_path / PARTIAL} {other}"
+    assert aside.read_bytes() == before
+    evaluate(options, output_dir=tmp_path)
+    assert (tmp_path / "eval.partial.2.json").exists() and aside.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"identity": 1}', "null"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"identity": 1}', "null", '{"identity": {}}'])
 def test_a_damaged_record_is_measured_anew(make: Make, tmp_path: Path, content: str) -> None:
     (tmp_path / PARTIAL).write_text(content)
-    result = evaluate(make(methods=["random"], skipped=[1], answers=0), output_dir=tmp_path)
+    said: list[str] = []
+    options = make(methods=["random"], skipped=[1], answers=0)
+    result = evaluate(options, output_dir=tmp_path, notify=said.append)
     assert len(result.rows) == 4
+    assert "is no record of a run" in said[0] and "eval.partial.1.json" in said[0]
+    assert (tmp_path / "eval.partial.1.json").read_text() == content
 
 
 def test_a_checkpoint_of_another_base_is_refused(make: Make, tmp_path: Path) -> None:

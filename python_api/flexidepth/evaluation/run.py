@@ -89,9 +89,7 @@ def evaluate(
     data = read_data(options, checkpoint.tokenizer(), notify)
     machine = describe_machine()
     identity = make_identity(options, checkpoint, others, machine)
-    record = Record(identity, output_dir)
-    if record.rows:
-        notify(f"{len(record.rows)} rows of an interrupted run are kept")
+    record = Record(identity, output_dir, notify)
     dtype = resolve_dtype(options.dtype)
     measurer = Measurer(
         data,
