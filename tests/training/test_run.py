@@ -27,6 +27,7 @@ from flexidepth.errors import (
 )
 from flexidepth.training import command
 from flexidepth.training import run as run_module
+from flexidepth.training.claim import claim
 from flexidepth.training.packing import collate
 from flexidepth.training.recipe import Recipe
 from flexidepth.training.run import TrainingData, run_recipe
@@ -379,6 +380,49 @@ def test_out_of_memory_while_loading(base, data, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "starting_model", burst)
     with pytest.raises(OutOfMemoryError, match=r"2\.00 GiB.*precision: bf16"):
         run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
+
+
+def test_looking_at_held_out_text_changes_nothing(base, data, tmp_path):
+    """Training draws from the same generator as before, however often it is looked at."""
+    for steps in (1, 1000):
+        run_recipe(recipe(base, BUDGETS, eval_steps=steps), tmp_path / str(steps), data)
+    often, never = (losses(tmp_path / str(steps) / "budgets") for steps in (1, 1000))
+    assert often == never
+
+
+STEERED = {"name": "s", "tokens": 2 * 128, "lm": 1.0, "target_layers_skipped": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "held_out", "message"),
+    [
+        ({"eval_steps": 2}, Sequences(4, 2), "eval_steps was 4, is 2"),
+        ({"eval_sequences": 3}, Sequences(4, 2), "eval_sequences was 16, is 3"),
+        ({}, Sequences(4, 3), "held_out was '4 sequences, "),
+    ],
+)
+def test_what_steers_a_target_may_not_differ(base, data, tmp_path, change, held_out, message):
+    run_recipe(recipe(base, STEERED), tmp_path / "run", data)
+    other = dataclasses.replace(data, held_out=held_out)
+    with pytest.raises(ValueOutOfRangeError, match=message):
+        run_recipe(recipe(base, STEERED, **change), tmp_path / "run", other, resume=True)
+    # Without a target it is looked at and no more.
+    first = run_recipe(recipe(base, ADAPTERS), tmp_path / "free", data)
+    again = run_recipe(recipe(base, ADAPTERS, **change), tmp_path / "free", other, resume=True)
+    assert again == first
+
+
+def test_a_recipe_is_on_disk_whole_or_not_at_all(base, data, tmp_path, monkeypatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(OSError, match="no space"):
+            claim(tmp_path, recipe(base, ADAPTERS), resume=False, sequences=4, text="x")
+    assert not (tmp_path / "recipe.json").exists()
+    claim(tmp_path, recipe(base, ADAPTERS), resume=False, sequences=4, text="x")
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
 
 
 def test_steering_goes_by_held_out_text(base, data, tmp_path):
