@@ -436,6 +436,43 @@ def test_steering_goes_by_held_out_text(base, data, tmp_path):
     assert state["apart"] != 0
 
 
+def test_a_target_is_met_on_held_out_text(base, data, tmp_path):
+    """Which skips less here than the training text, of sixteen tokens alone; the recipe would look at it too rarely."""
+
+    class Few(Sequences):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            item = super().__getitem__(index)
+            return {**item, "input_ids": item["input_ids"] % 16}
+
+    stage = {
+        "name": "s",
+        "tokens": 200 * 128,
+        "learning_rate": 5e-3,
+        "final_learning_rate": 1.0,
+        "lm": 0.0,
+        "kl": 1.0,
+        "skip_penalty": 0.05,
+        "target_layers_skipped": 1.0,
+    }
+    plan = recipe(base, stage, eval_steps=1000, save_steps=1000)
+    run_recipe(plan, tmp_path, TrainingData(Few(64, 1), Sequences(8, 2), data.collate))
+    rows = json.loads((tmp_path / "s" / "log.json").read_text())["history"]
+    found = {r["step"]: r["eval_layers_skipped"] for r in rows if "eval_layers_skipped" in r}
+    assert list(found) == list(range(25, 201, 25))
+    assert found[200] == pytest.approx(1.0, abs=0.15)
+    trained = [r["layers_skipped"] for r in rows if "loss" in r][-25:]
+    assert sum(trained) / len(trained) > 1.3
+
+
+def test_steering_a_target_more_often_than_the_recipe_says_is_told(base, monkeypatch):
+    monkeypatch.setattr(command, "load_data", lambda *_: None)
+    monkeypatch.setattr(command, "run_recipe", lambda *_, **__: Path("result"))
+    said: list[str] = []
+    for plan in (recipe(base, STEERED, eval_steps=1000), recipe(base, BUDGETS, eval_steps=1000)):
+        command.train_recipe(plan, "run", notify=said.append)
+    assert len(said) == 1 and "stage s: held-out text every 25 steps, not 1000" in said[0]
+
+
 @pytest.mark.parametrize("target", [0, 2, 7.5])
 def test_a_target_that_cannot_be_met(base, data, tmp_path, target):
     stage = {"name": "s", "tokens": 128, "target_layers_skipped": target}

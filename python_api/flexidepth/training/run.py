@@ -198,7 +198,7 @@ def training_arguments(
         "save_steps": recipe.save_steps,
         "save_total_limit": 2,
         "eval_strategy": "steps" if evaluating else "no",
-        "eval_steps": recipe.eval_steps,
+        "eval_steps": recipe.eval_steps_of(stage),
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "remove_unused_columns": False,
