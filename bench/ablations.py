@@ -32,6 +32,15 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"--skipped {text!r}: wanted numbers separated by commas, as 1,2,4"
+        ) from None
+
+
 def variant_settings(name: str, tokens: int) -> list[str]:
     """Settings of a variant that trains on so many tokens; its single stage is called budgets."""
     return [*VARIANTS[name], f"stages.budgets.tokens={tokens}"]
@@ -59,7 +68,9 @@ def train_variants(
 
 @command_errors
 def main(
-    output_dir: Annotated[Path, typer.Argument(help="Where results go, and the runs under runs/.")],
+    output_dir: Annotated[
+        Path, typer.Argument(help="Results go under eval/, the runs under runs/.")
+    ],
     train: Annotated[list[str], typer.Option(help="Text to train on; may be repeated.")],
     prose: Annotated[Path | None, typer.Option(help="Held-out text.")] = None,
     code: Annotated[Path | None, typer.Option(help="Held-out code.")] = None,
@@ -90,7 +101,7 @@ def main(
         "texts": {name: path for name, path in texts.items() if path is not None},
         "tasks": tasks,
         "limit": limit,
-        "skipped": [float(number) for number in skipped.split(",")],
+        "skipped": _numbers(skipped),
         "methods": ["flexidepth"],
         "tokens": tokens,
         "answers": answers,

@@ -23,6 +23,7 @@ from .rows import DECODE, DENSE, PROMPT, BenchRow
 _MARKED = re.compile(r"(<!-- table (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _METHODS = {
     "flexidepth": "trained routers",
+    "dial": "the dial, as asked by users",
     "shortgpt": "ShortGPT, lowest block influence of all layers",
     "random": "at random per token",
 }
@@ -46,17 +47,19 @@ def tables(text: str, folder: Path) -> str:
 
 
 def quality_table(path: Path) -> str:
-    """Perplexity, times the base model's, at the layers really skipped: of trained routers and of ShortGPT all texts,
-    of layers skipped at random prose."""
+    """Perplexity, times the base model's, at the layers really skipped: of trained routers, of the dial and of ShortGPT
+    all texts, of layers skipped at random prose."""
     rows = [row for row in _evaluation(path) if row["part"] == "text" and row["method"] != "base"]
     asked = sorted({row["asked"] for row in rows})
-    cells = [["layers skipped, asked of the dial", *(f"{n:g}" for n in asked)]]
+    # Before there was a method for the dial, trained routers had one set of thresholds for all texts, as it has.
+    dial = "" if any(row["method"] == "dial" for row in rows) else " of the dial"
+    cells = [[f"layers skipped, asked{dial}", *(f"{n:g}" for n in asked)]]
     for method, title in _METHODS.items():
         subjects = list(dict.fromkeys(r["subject"] for r in rows if r["method"] == method))
         for i, subject in enumerate(subjects[:1] if method == "random" else subjects):
             own = {r["asked"]: r for r in rows if (r["method"], r["subject"]) == (method, subject)}
             name = _SUBJECTS.get(subject, subject)
-            texts = [_ratio(own.get(n), at=method == "flexidepth") for n in asked]
+            texts = [_ratio(own.get(n), at=method in ("flexidepth", "dial")) for n in asked]
             cells.append([f"{title}: {name}" if i == 0 else name, *texts])
     return _markdown(cells)
 
@@ -77,6 +80,8 @@ def tasks_table(path: Path) -> str:
     cells = [["layers skipped, asked", *(f"{n:g}" for n in asked)]]
     base = [row["acc_norm"] for row in rows if row["method"] == "base"]
     for method, title in _METHODS.items():
+        if not any(row["method"] == method for row in rows):
+            continue
         texts = []
         for n in asked:
             own = [r["acc_norm"] for r in rows if (r["method"], r["asked"]) == (method, n)]
@@ -171,6 +176,7 @@ def breakdown_table(path: Path) -> str:
 
 def answers_table(path: Path) -> str:
     """In words: how near the answers are to float32, how fast a model loads, how much memory it takes."""
+    read_results(path)  # or says what it is instead
     content = json.loads(path.read_text(encoding="utf-8"))
     accuracy = next(iter(content["accuracy"].values()), None)
     memory = next(iter(content["memory"].values()), None)

@@ -1,7 +1,7 @@
 """Trains the default model's routers and adapters anew, from nothing: `python -m flexidepth.bench.retrain OUT_DIR`.
 
-Fetches texts, lets the base model answer prompts, trains, finds the thresholds of the dial and measures the quality.
-What an interrupted run has done already is not done again.
+Fetches texts, lets the base model answer prompts, trains, rounds the result to the types that are shipped, finds the
+thresholds of the dial and measures the quality. What an interrupted run has done already is not done again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from .stages import HELD_OUT, Stage, answer_prompts, fetch_texts, measure_qualit
 
 MODEL = "smollm2-135m"
 _TEXTS = ("wiki", "chat", "code")
+_SHIPPED_FORM = "flexidepth.bench.shipped_form"
 _REPEATS = 3  # of the base model's own answers, which are what the routers will be used on
 
 
 def stages(out: Path, recipe: str, gsm8k: Path | None) -> list[Stage]:
     """From texts to a measured checkpoint."""
     data, run = out / "data", out / "run"
-    routing = str(run / "budgets" / "routing")
+    trained, routing = run / "budgets" / "routing", out / "routing"
     train, held_out = data / "train", data / "held_out"
-    learnt = [*(f"{name}.jsonl" for name in _TEXTS), *["distilled.jsonl"] * _REPEATS]
+    names = [*_TEXTS, *(["gsm8k"] if gsm8k is not None else []), *["distilled"] * _REPEATS]
+    learnt = [f"{name}.jsonl" for name in names]
     watched = ["chat.jsonl", "distilled.jsonl"]
     training = [
         *("train", recipe, "--output-dir", str(run)),
@@ -38,9 +40,15 @@ def stages(out: Path, recipe: str, gsm8k: Path | None) -> list[Stage]:
         fetch_texts(data, gsm8k),
         answer_prompts(data, "train", MODEL),
         answer_prompts(data, "held_out", MODEL),
-        Stage("training", ["flexidepth", *training], Path(routing)),
-        Stage("calibration", ["flexidepth", "calibrate", routing, *texts]),
-        measure_quality(routing, data, out / "quality"),
+        Stage("training", ["flexidepth", *training], trained),
+        Stage("shipped form", [_SHIPPED_FORM, str(trained), str(routing)], routing),
+        Stage(
+            "calibration",
+            ["flexidepth", "calibrate", str(routing), *texts],
+            routing / ".calibrated",  # goes with what it is about
+            marks=True,
+        ),
+        measure_quality(str(routing), data, out / "quality"),
     ]
 
 
@@ -57,7 +65,7 @@ def main(
     """Retrain the default model from nothing."""
     out.mkdir(parents=True, exist_ok=True)
     run_stages(stages(out, recipe, gsm8k))
-    say(f"routers and adapters: {out / 'run' / 'budgets' / 'routing'}; quality: {out / 'quality'}")
+    say(f"routers and adapters: {out / 'routing'}; quality: {out / 'quality'}")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ from flexidepth.errors import FlexiDepthError
 
 @dataclass(frozen=True)
 class Stage:
-    """A command of this package. done: it is over when this is there; None = it finds out by itself."""
+    """A command of this package. done: it is over when this is there; None = it finds out by itself. marks: `done` is
+    no work of the command but an empty file, made once it has ended well."""
 
     name: str
     command: list[str]
     done: Path | None = None
+    marks: bool = False
 
 
 def run_stages(stages: Sequence[Stage]) -> None:
@@ -56,6 +58,8 @@ def run_stage(stage: Stage) -> None:
             f"{stage.name} failed with exit code {code}; what it says stands above, and the same command goes on "
             "from here"
         )
+    if stage.marks and stage.done is not None:
+        stage.done.touch()
 
 
 # Texts held out from training, by their names in `flexidepth eval`.
@@ -85,7 +89,7 @@ def measure_quality(model: str, data: Path, out: Path) -> Stage:
     ]
     command = [
         *("eval", model, *texts, "--skipped", "1,2,3,4,6,8"),
-        *("--methods", "flexidepth,random,shortgpt", "--tokens", "4096"),
+        *("--methods", "flexidepth,dial,random,shortgpt", "--tokens", "4096"),
         *("--answers", "16", "--max-new-tokens", "128", "--per-kind", "6"),
         *("--output-dir", str(out)),
     ]

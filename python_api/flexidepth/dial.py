@@ -130,8 +130,8 @@ def preset_target(
 def calibrated_thresholds(calibration: Sequence[Mapping[str, Any]], target: float) -> list[float]:
     """tau of each routed layer under which a token skips `target` layers on average.
 
-    Between two points logit tau is linear in the number of layers skipped; tau is kept 1e-30 and 1e-6
-    away from 0 and 1 for that. A target outside the range by no more than the calibration's tolerance takes the
+    Between two points logit tau is linear in the number of layers skipped; tau is kept 1e-30 away from 0
+    and 1e-6 from 1 for that. A target outside the range by no more than the calibration's tolerance takes the
     nearest point.
 
     Raises:
@@ -156,7 +156,7 @@ def calibrated_thresholds(calibration: Sequence[Mapping[str, Any]], target: floa
 
 
 def logit(tau: float) -> float:
-    """log(tau / (1 - tau)), of a tau kept within [1e-6, 1 - 1e-6]."""
+    """log(tau / (1 - tau)), of a tau kept within [1e-30, 1 - 1e-6]."""
     kept = min(max(tau, _SMALLEST_TAU), _LARGEST_TAU)
     return math.log(kept) - math.log1p(-kept)
 

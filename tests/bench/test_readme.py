@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from flexidepth.bench.breakdown import PARTS
-from flexidepth.bench.readme import KINDS, breakdown_table, decode_table, prompt_table, tables
+from flexidepth.bench.readme import (
+    KINDS,
+    breakdown_table,
+    decode_table,
+    prompt_table,
+    quality_table,
+    tables,
+    tasks_table,
+)
 from flexidepth.bench.results_file import read_results
 from flexidepth.bench.rows import DENSE
 from flexidepth.errors import CheckpointError
@@ -41,6 +49,22 @@ def test_tables_of_speeds_hold_the_rows() -> None:
         most = max(r.skip_asked for r in rows if r.skip_asked is not None)
         assert f"| ours, {most:g} of {most:g} routed layers skipped |" in decode_table(path)
         assert "pp512, 1 thread, tok/s" in prompt_table(path)
+
+
+def test_quality_shows_equal_counts_and_the_dial(tmp_path: Path) -> None:
+    def row(part: str, method: str, skipped: float, value: float) -> dict[str, object]:
+        figures = {"part": part, "method": method, "asked": 4.0, "subject": "prose"}
+        return {**figures, "skipped": skipped, "ratio": value, "acc_norm": value / 10}
+
+    points = (("flexidepth", 3.9, 1.2), ("dial", 2.5, 1.1), ("shortgpt", 4, 2.0))
+    rows = [row(part, *point) for part in ("text", "task") for point in points]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
+    text = quality_table(tmp_path / "x.json")
+    assert text.startswith("| layers skipped, asked | 4 |")
+    assert "| trained routers: prose | 1.20 at 3.9 |" in text
+    assert "| the dial, as asked by users: prose | 1.10 at 2.5 |" in text
+    assert "all layers: prose | 2.00 |" in text
+    assert "| the dial | 11.0 |" in tasks_table(tmp_path / "x.json")
 
 
 def test_a_breakdown_says_where_time_is_saved(tmp_path: Path) -> None:

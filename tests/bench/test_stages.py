@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,13 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from safetensors.torch import load_file
 
-from flexidepth.bench import reproduce, retrain
+from flexidepth import load_trainable, open_checkpoint, save_routing
+from flexidepth.bench import reproduce, retrain, shipped_form
 from flexidepth.bench.stages import Stage, run_stage
+from flexidepth.checkpoints.source import PRETRAINED
 from flexidepth.cli.app import app
 from flexidepth.errors import FlexiDepthError
 from tests.cli.conftest import Command
+from tests.evaluation.conftest import CALIBRATION, save_tiny
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 
@@ -38,14 +44,21 @@ def parse(stages: Sequence[Stage], folder: Path) -> None:
 def test_every_step_of_retraining_is_a_command_with_these_options(tmp_path: Path) -> None:
     made = retrain.stages(tmp_path, "smollm2-135m", Path("gsm8k.jsonl"))
     assert [stage.name for stage in made] == [
-        *("texts", "answers, train", "answers, held_out", "training", "calibration", "quality"),
+        *("texts", "answers, train", "answers, held_out", "training", "shipped form"),
+        *("calibration", "quality"),
     ]
     parse(made, tmp_path)
     assert made[0].command[0] == "flexidepth.bench.training_data"
     assert made[3].command.count(str(tmp_path / "data" / "train" / "distilled.jsonl")) == 3
+    assert made[3].command.count(str(tmp_path / "data" / "train" / "gsm8k.jsonl")) == 1
     assert "--resume" not in made[3].command
+    trained, routing = tmp_path / "run" / "budgets" / "routing", tmp_path / "routing"
+    assert made[3].done == trained
+    assert made[4].command[1:] == [str(trained), str(routing)] and made[4].done == routing
+    assert made[5].command[2] == str(routing) == made[6].command[2]
     (tmp_path / "run").mkdir()
-    assert "--resume" in retrain.stages(tmp_path, "smollm2-135m", None)[3].command
+    without = retrain.stages(tmp_path, "smollm2-135m", None)[3].command
+    assert "--resume" in without and not any("gsm8k" in word for word in without)
 
 
 def test_every_step_of_measuring_is_a_command_with_these_options(tmp_path: Path) -> None:
@@ -87,6 +100,43 @@ def test_what_is_there_is_not_made_again(tmp_path: Path, capfd: pytest.CaptureFi
     assert capfd.readouterr().out.startswith("flexidepth ")
     with pytest.raises(FlexiDepthError, match=r"c failed with exit code 1.*goes on from here"):
         run_stage(Stage("c", ["nothing.of.this.name"]))
+
+
+def test_calibration_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command changes a file that is there already: what says that it is over is a mark."""
+    made = retrain.stages(tmp_path, "smollm2-135m", None)
+    (tmp_path / "routing").mkdir()
+    stage = dataclasses.replace(made[5], command=["flexidepth", "--version"])
+    with pytest.raises(FlexiDepthError):
+        run_stage(dataclasses.replace(stage, command=["nothing.of.this.name"]))
+    assert stage.done is not None and not stage.done.exists()
+    run_stage(stage)
+    assert stage.done.exists()
+    run_stage(dataclasses.replace(stage, command=["nothing.of.this.name"]))
+
+
+def test_the_shipped_form(tmp_path: Path) -> None:
+    """Adapters in bfloat16, routers in float16, and nothing of a calibration of what was not rounded."""
+    from typer.testing import CliRunner
+
+    plain = save_tiny(tmp_path / "plain", calibration=CALIBRATION)
+    model = load_trainable(plain)
+    trained = save_routing(model, tmp_path / "trained", base_model=plain, dtype=torch.float32)
+    rounding = typer.Typer()
+    rounding.command()(shipped_form.main)
+    out = tmp_path / "out"
+    result = CliRunner().invoke(rounding, [str(trained), str(out)])
+    assert result.exit_code == 0, result.output
+    stored = load_file(out / "routing.safetensors")
+    types = {(".router." in n, t.dtype) for n, t in stored.items() if t.dim() > 1}
+    assert types == {(True, torch.float16), (False, torch.bfloat16)}
+    shipped = load_file(PRETRAINED / retrain.MODEL / "routing.safetensors")
+    assert types == {(".router." in n, t.dtype) for n, t in shipped.items() if t.dim() > 1}
+    made = open_checkpoint(out)
+    assert made.config.calibration == [] and made.config.skip_presets == {}
+    assert made.routers_trained and made.config.router_thresholds == model.config.router_thresholds
+    result = CliRunner().invoke(rounding, [str(plain), str(tmp_path / "other")])
+    assert result.exit_code == 1 and "no routing checkpoint" in result.output
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import flexidepth
 from flexidepth import doctor
 from flexidepth_ext import build_info, cpu_info
 
@@ -108,6 +109,21 @@ def test_use_of_a_broken_build_says_how_to_build(broken: Path) -> None:
 def test_errors_can_be_imported_from_a_broken_build(broken: Path) -> None:
     code = "from flexidepth_ext import ShapeError, available; assert not available()"
     assert _python("-c", code, first=broken).returncode == 0
+
+
+def test_an_extension_that_cannot_be_imported_fails_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not left half made for the next import to find."""
+    package = tmp_path / "flexidepth_ext"
+    package.mkdir()
+    (package / "__init__.py").write_text("half = 1\nraise ImportError('broken')\n")
+    monkeypatch.setattr(flexidepth, "__file__", str(tmp_path / "flexidepth" / "__init__.py"))
+    monkeypatch.delitem(sys.modules, "flexidepth_ext")
+    for _ in range(2):
+        with pytest.raises(ImportError, match="broken"):
+            flexidepth._import_extension()
+        assert "flexidepth_ext" not in sys.modules
 
 
 def test_report_and_doctor_need_no_torch() -> None:

@@ -94,4 +94,4 @@ def test_ctrl_c_says_what_is_kept(
     assert result.exit_code == 130
     assert f"what was measured is kept in {tmp_path}" in result.stderr
     rows = json.loads((tmp_path / "eval.partial.json").read_text())["rows"]
-    assert {row["method"] for row in rows} == {"base", "flexidepth"}
+    assert {row["method"] for row in rows} == {"base", "flexidepth", "dial"}

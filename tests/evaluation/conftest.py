@@ -44,9 +44,16 @@ def write_lines(path: Path, records: Sequence[Any]) -> Path:
     return path
 
 
+CALIBRATION = [
+    {"layers_skipped": 0.0, "thresholds": [0.0, 0.0, 0.0]},
+    {"layers_skipped": 1.0, "thresholds": [0.4, 0.5, 0.6]},
+    {"layers_skipped": 2.5, "thresholds": [0.5, 0.6, 0.7]},
+]
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny", calibration=CALIBRATION)
 
 
 @pytest.fixture(scope="session")

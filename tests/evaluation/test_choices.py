@@ -12,6 +12,7 @@ import torch
 from flexidepth import FlexiDepth
 from flexidepth.checkpoints import open_checkpoint
 from flexidepth.evaluation.choices import choice_logprobs, score_questions, standard_error
+from flexidepth.evaluation.data import of_questions
 from flexidepth.evaluation.points import Point, base_point
 from flexidepth.evaluation.questions import EncodedQuestion, Question, encode_question
 from flexidepth.evaluation.torch_engine import TorchEngine
@@ -68,6 +69,25 @@ def test_the_trainable_model_computes_answers_behind_a_shared_question(
     for ours, theirs in zip(found[0], want[0], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert [job.ran for job in found[1]] == [job.ran for job in want[1]]
+
+
+def test_calibration_counts_the_layers_that_a_task_counts(llm: FlexiDepth) -> None:
+    from flexidepth.training.calibration import CalibrationPoint, calibrate_each
+
+    text = of_questions(encoded(llm), 10_000)
+    found = calibrate_each(llm, text.sequences, [1.5], counted=text.counted)[1.5]
+    assert isinstance(found, CalibrationPoint)
+    point = Point("flexidepth", 1.5, thresholds=found.thresholds)
+    score = score_questions(llm.engine, encoded(llm), point)
+    assert score.skipped == pytest.approx(found.layers_skipped)
+
+
+def test_calibration_takes_whole_questions_until_there_are_enough(llm: FlexiDepth) -> None:
+    one = of_questions(encoded(llm), 1)
+    every = of_questions(encoded(llm), 10_000)
+    numbers = [len(question.choices) for question in QUESTIONS]
+    assert len(one.sequences) in numbers and len(every.sequences) == sum(numbers)
+    assert one.sequences == every.sequences[: len(one.sequences)]
 
 
 def test_accuracy_counts_the_likeliest(llm: FlexiDepth) -> None:

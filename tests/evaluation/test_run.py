@@ -23,7 +23,7 @@ from flexidepth.evaluation.record import PARTIAL
 from flexidepth.evaluation.report import report_text
 from flexidepth.evaluation.rows import AnswersRow, KindRow, TaskRow, TextRow
 
-from .conftest import save_tiny, sentence, write_lines
+from .conftest import CALIBRATION, save_tiny, sentence, write_lines
 
 Make = Callable[..., EvalOptions]
 
@@ -137,18 +137,25 @@ def test_rows_fit_the_model(everything: tuple[EvalResult, Path, list[str]], mode
     assert (base.ratio, base.agreement, base.skipped, base.nats_stderr) == (1, 1, 0, 0)
     assert base.predictions == 198
     # Nothing skipped is the base model, but for multiplier gates, which weigh what runs.
-    for method in METHODS[1:]:
+    for method in METHODS[2:]:
         assert rows[method, 0].perplexity == base.perplexity
     assert rows["flexidepth", 0].ratio != 1 and rows["flexidepth", 0].skipped == 0
     for (method, asked), row in rows.items():
         assert row.ratio == pytest.approx(row.perplexity / base.perplexity)
-        if method in METHODS[1:]:
+        if method in METHODS[2:]:
             assert row.skipped == asked
     near = rows["flexidepth", 1]
     assert near.skipped == pytest.approx(1, abs=0.5)  # calibrated on other text of the same kind
     point = next(p for p in result.points if (p["method"], p["asked"]) == ("flexidepth", 1))
-    assert point["calibration_skipped"] == pytest.approx(1, abs=0.02)
-    assert len(point["thresholds"]) == 3
+    found = {(e["part"], e["subject"]): e for e in point["each"]}
+    assert set(found) == {
+        *(("text", name) for name in ("prose", "chat")),
+        *(("task", name) for name in ("letters", "words")),
+        ("answers", ""),
+    }
+    for each in found.values():
+        assert each["calibration_skipped"] == pytest.approx(1, abs=0.02)
+        assert len(each["thresholds"]) == 3
     assert rows["wide", 1].bytes_per_token > near.bytes_per_token
 
 
@@ -202,7 +209,7 @@ def test_tables_are_rectangles_of_the_rows(
     row = next(
         r for r in result.rows if isinstance(r, TextRow) and r.key[1:] == ("random", 2, "prose")
     )
-    assert overview.rows[2][3] == f"{row.ratio:.3f}"
+    assert overview.rows[3][3] == f"{row.ratio:.3f}"
 
 
 def test_prompts_come_from_every_set_of_conversations_in_turn(
@@ -227,7 +234,9 @@ def test_only_what_is_given_is_measured(make: Make, prose: Path) -> None:
 
 
 def test_numbers_between_whole_ones_are_for_routers_alone(make: Make, prose: Path) -> None:
-    result = evaluate(make(texts={"prose": prose}, skipped=[0.5, 1], methods=METHODS[:2]))
+    result = evaluate(
+        make(texts={"prose": prose}, skipped=[0.5, 1], methods=["flexidepth", "random"])
+    )
     points = [(row.method, row.asked) for row in result.rows]
     assert points == [("base", 0), ("flexidepth", 0.5), ("flexidepth", 1), ("random", 1)]
 
@@ -301,23 +310,75 @@ def test_an_interrupted_run_goes_on(
     assert len(result.points) == len(whole.points)
 
 
+def test_an_interrupted_run_compares_with_the_same_base_model(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted once only the ablated model is left, which is computed by another program than the others."""
+    ablated = save_tiny(tmp_path / "ablated", ablations=["no_adapter"], gate="straight_through")
+    options = make(also={"ablated": str(ablated)}, methods=["random"], skipped=[1, 2])
+    whole = evaluate(options)
+    add = measure.Record.add
+
+    def interrupted(record: Any, row: Any) -> None:
+        add(record, row)
+        if row.method == "ablated":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure.Record, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(options, output_dir=tmp_path / "out")
+    monkeypatch.setattr(measure.Record, "add", add)
+    told: list[Any] = []
+    trace, answer = measure.trace_windows, measure.answer_prompts
+
+    def traced(engine: Any, *rest: Any) -> Any:
+        told.append((type(engine).__name__, rest[-1].method))
+        return trace(engine, *rest)
+
+    def answered(llm: Any, *rest: Any) -> Any:
+        told.append((type(llm.engine).__name__, rest[1].method))
+        return answer(llm, *rest)
+
+    monkeypatch.setattr(measure, "trace_windows", traced)
+    monkeypatch.setattr(measure, "answer_prompts", answered)
+    result = evaluate(options, output_dir=tmp_path / "out")
+    computed = [engine for engine, method in told if method == "base"]
+    assert computed == ["Engine"] * 3  # two texts and the answers
+    figures, others = (
+        {r.key: repr({**r.to_dict(), "seconds": 0}) for r in made.rows} for made in (result, whole)
+    )
+    assert figures == others
+
+
 @pytest.mark.parametrize("change", [{"tokens": 150}, {"dtype": "bfloat16"}, {"seed": 1}])
-def test_rows_of_other_options_are_not_taken(
+def test_rows_of_other_options_are_not_taken_but_kept(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     options = make(methods=["random"], answers=0)
     monkeypatch.setattr("flexidepth.evaluation.record.Record.discard", lambda _: None)
     evaluate(options, output_dir=tmp_path)
+    before = (tmp_path / PARTIAL).read_bytes()
+    number = len(json.loads(before)["rows"])
     said: list[str] = []
     evaluate(make(methods=["random"], answers=0, **change), output_dir=tmp_path, notify=said.append)
-    assert not any("are kept" in line for line in said)
+    (name,) = change
+    aside = tmp_path / "eval.partial.1.json"
+    other = f"is of a run with other {name}; its {number} rows are kept as {aside}"
+    assert said[0] == f"{tmp_path / PARTIAL} {other}"
+    assert aside.read_bytes() == before
+    evaluate(options, output_dir=tmp_path)
+    assert (tmp_path / "eval.partial.2.json").exists() and aside.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"identity": 1}', "null"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"identity": 1}', "null", '{"identity": {}}'])
 def test_a_damaged_record_is_measured_anew(make: Make, tmp_path: Path, content: str) -> None:
     (tmp_path / PARTIAL).write_text(content)
-    result = evaluate(make(methods=["random"], skipped=[1], answers=0), output_dir=tmp_path)
+    said: list[str] = []
+    options = make(methods=["random"], skipped=[1], answers=0)
+    result = evaluate(options, output_dir=tmp_path, notify=said.append)
     assert len(result.rows) == 4
+    assert "is no record of a run" in said[0] and "eval.partial.1.json" in said[0]
+    assert (tmp_path / "eval.partial.1.json").read_text() == content
 
 
 def test_a_checkpoint_of_another_base_is_refused(make: Make, tmp_path: Path) -> None:
@@ -340,6 +401,67 @@ def test_short_files_are_calibrated_on_themselves(make: Make, tmp_path: Path) ->
     assert result.header["calibrated_on"].startswith("the measured text itself")
     row = result.rows[-1]
     assert row.skipped == pytest.approx(1, abs=0.02)
+
+
+def test_each_subject_skips_as_many_layers_as_were_asked_of_it(
+    make: Make, tmp_path: Path, tasks: Path
+) -> None:
+    """Two texts of which one threshold skips unlike numbers; a task, whose questions are its calibration."""
+    low = write_lines(tmp_path / "low.jsonl", [{"text": "abcde" * 20} for _ in range(9)])
+    high = write_lines(tmp_path / "high.jsonl", [{"text": "VWXYZ" * 20} for _ in range(9)])
+    texts = {"low": low, "high": high}
+    options = make(texts=texts, tasks=tasks / "words.jsonl", limit=12, calibration_tokens=2000)
+    result = evaluate(options)
+    own = [r for r in result.rows if r.method == "flexidepth" and r.part != "answers" and r.asked]
+    assert len(own) == 6
+    for row in own:
+        assert row.skipped == pytest.approx(row.asked, abs=0.05)
+    point = next(p for p in result.points if (p["method"], p["asked"]) == ("flexidepth", 1))
+    offsets = {each["subject"]: each["offset"] for each in point["each"]}
+    assert abs(offsets["low"] - offsets["high"]) > 0.05
+
+
+def test_points_do_not_depend_on_each_other(make: Make, prose: Path) -> None:
+    def row(skipped: list[float]) -> str:
+        options = make(texts={"prose": prose}, methods=["flexidepth"], skipped=skipped)
+        rows = {r.key: r for r in evaluate(options).rows}
+        return repr({**rows["text", "flexidepth", 1.5, "prose"].to_dict(), "seconds": 0})
+
+    assert row([1.5]) == row([0.5, 1, 1.5, 2.5])
+
+
+def test_the_dial_is_the_stored_calibration(
+    everything: tuple[EvalResult, Path, list[str]], llm: FlexiDepth, prose: Path
+) -> None:
+    """The same thresholds for whatever is measured, those that target_layers_skipped takes."""
+    from flexidepth.evaluation.texts import read_text_set
+
+    result, _, _ = everything
+    windows = read_text_set("x", prose, llm.tokenizer, tokens=200, window=100).windows
+    rows = {r.asked: r for r in result.rows if r.method == "dial" and r.key[3] == "prose"}
+    for number in (1, 2):
+        scores = llm.score(windows, target_layers_skipped=number)
+        used = sum(score.mean_layers_used for score in scores) / 2
+        assert rows[number].skipped == pytest.approx(4 - used)
+    points = {p["asked"]: p["thresholds"] for p in result.points if p["method"] == "dial"}
+    assert points[1] == CALIBRATION[1]["thresholds"]
+    assert CALIBRATION[1]["thresholds"] < points[2] < CALIBRATION[2]["thresholds"]
+
+
+def test_a_dial_that_is_not_there_or_ends_before_is_said_and_left_out(
+    make: Make, prose: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    options = make(texts={"prose": prose}, methods=["dial"], skipped=[2.5, 3])
+    result = evaluate(options, notify=said.append)
+    assert [(r.method, r.asked) for r in result.rows] == [("base", 0), ("dial", 2.5)]
+    assert any("dial: target_layers_skipped: 3" in line and "left out" in line for line in said)
+    bare = save_tiny(tmp_path / "bare")
+    result = evaluate(
+        make(model=str(bare), texts={"prose": prose}, methods=["dial"]), notify=said.append
+    )
+    assert {r.method for r in result.rows} == {"base"}
+    assert any("dial: the model has no calibration; left out" in line for line in said)
 
 
 def test_tasks_alone_take_their_calibration_from_a_file(
@@ -369,7 +491,7 @@ def test_what_does_not_fit_the_model(make: Make, change: dict[str, Any], message
         ({"skipped": [-1]}, "wanted numbers of layers"),
         ({"skipped": ["1"]}, "wanted numbers of layers"),
         ({"skipped": [1, 1.0]}, "wanted each number once"),
-        ({"methods": ["laco"]}, r"methods \['laco'\]; wanted some of flexidepth, random"),
+        ({"methods": ["laco"]}, r"methods \['laco'\]; wanted some of flexidepth, dial, random"),
         ({"also": {"random": "x"}}, "named 'random'; that name is taken"),
         ({"texts": {}}, "neither texts nor tasks"),
         ({"texts": {}, "tasks": Path("x")}, "no text to find thresholds on"),
@@ -402,16 +524,18 @@ def test_a_number_that_no_threshold_meets_is_said_and_left_out(
 ) -> None:
     from flexidepth.training import calibration
 
-    found = calibration.calibrate
+    find = calibration._Search.find
 
-    def calibrate(llm: Any, windows: Any, targets: list[float]) -> Any:
-        if targets == [1]:
+    def unmet(search: Any, target: float) -> Any:
+        if target == 1:
             raise ValueOutOfRangeError("calibrate: 1 layers skipped cannot be met")
-        return found(llm, windows, targets)
+        return find(search, target)
 
-    monkeypatch.setattr(calibration, "calibrate", calibrate)
+    monkeypatch.setattr(calibration._Search, "find", unmet)
     said: list[str] = []
     options = make(texts={"prose": prose}, methods=["flexidepth"])
     result = evaluate(options, notify=said.append)
     assert [row.asked for row in result.rows if row.method == "flexidepth"] == [0, 2]
-    assert "flexidepth: calibrate: 1 layers skipped cannot be met; the point is left out" in said
+    assert (
+        "flexidepth, prose: calibrate: 1 layers skipped cannot be met; that row is left out" in said
+    )

@@ -89,6 +89,15 @@ def test_straight_through_slope_is_the_difference_of_the_paths(ids, name):
         full = by_hand(layer, h, step, unit, one, plain)
         short = by_hand(layer, h, step, ~unit, 0 * one, plain)
     torch.testing.assert_close(got, ((full - short) * direction).sum(-1), rtol=1e-4, atol=1e-4)
+    # Where gates learn only where they skip, running tokens have no slope, and their other path is not computed.
+    x = layer.input_layernorm(h)
+    rows: list[int] = []
+    layer.mlp.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    slope = layer._difference(
+        h, x, *layer.self_attn.keys_values(x, step), step, run, out.detach(), False
+    )
+    torch.testing.assert_close(slope, (full - short) * ~run[..., None], rtol=1e-4, atol=1e-4)
+    assert sum(rows) == int((~run).sum()) < run.numel()
 
 
 def test_skipped_keys_are_forgotten_and_a_cache_is_refused(ids):

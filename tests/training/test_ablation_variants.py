@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from flexidepth import FlexiDepthConfig
-from flexidepth.bench.ablations import VARIANTS, WHOLE, train_variants
+from flexidepth.bench.ablations import VARIANTS, WHOLE, main, train_variants
 from flexidepth.config import ABLATIONS, has_adapter
 from flexidepth.training import command
 from flexidepth.training.recipe import Recipe
@@ -54,3 +56,20 @@ def test_variants_differ_from_the_whole_in_their_routing_alone(recipes: dict[str
         assert (recipe.routing == whole.routing) == (name == WHOLE)
         ablated |= set(config.ablations)
     assert ablated == set(ABLATIONS)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--skipped", "1,a", "--skipped '1,a': wanted numbers separated by commas"),
+        ("--variants", "linear routers", "--variants linear routers: wanted some of whole"),
+    ],
+)
+def test_wrong_usage(tmp_path: Path, option: str, value: str, message: str) -> None:
+    app = typer.Typer()
+    app.command()(main)
+    words = [str(tmp_path), "--train", "x.jsonl", "--prose", "x.jsonl", option, value]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from flexidepth.errors import UnsupportedError, ValueOutOfRangeError
 from flexidepth.llm import FlexiDepth
 from flexidepth.modeling import FlexiDepthForCausalLM
 from flexidepth.training import calibration
-from flexidepth.training.calibration import calibrate
+from flexidepth.training.calibration import CalibrationPoint, calibrate, calibrate_each
 from flexidepth.training.calibration_text import token_sequences
 from flexidepth.training.documents import make_document
 from flexidepth_ext.engine import Engine
@@ -190,3 +190,45 @@ def test_gates_that_mislead_are_overcome_by_bisection(
     monkeypatch.setattr(calibration._Search, "guess", lambda *_: -39.0)
     (point,) = calibrate(llm, texts, [1.5]).points
     assert abs(point.layers_skipped - 1.5) <= TOLERANCE
+
+
+def test_what_is_found_alone_depends_on_no_other_target(
+    llm: FlexiDepth, texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, runs = calibration._Search.run, []
+
+    def counted(search: Any, offset: float) -> None:
+        runs.append(offset)
+        run(search, offset)
+
+    monkeypatch.setattr(calibration._Search, "run", counted)
+    targets = (0.25, 1, 2, 2.75)
+    together = calibrate_each(llm, texts, targets)
+    assert len(runs) <= 9  # each by itself from the beginning takes 11
+    assert calibrate_each(llm, texts, reversed(targets)) == together
+    for target in targets:
+        assert calibrate_each(llm, texts, [target]) == {target: together[target]}
+        point = together[target]
+        assert isinstance(point, CalibrationPoint)
+        assert abs(point.layers_skipped - target) <= TOLERANCE
+
+
+def test_a_target_that_cannot_be_met_stops_no_other(llm: FlexiDepth) -> None:
+    found = calibrate_each(llm, [[7, 8]], [0, 0.3])
+    point, error = found[0], found[0.3]
+    assert isinstance(point, CalibrationPoint) and point.layers_skipped == 0
+    assert isinstance(error, ValueOutOfRangeError) and "0.3 layers skipped cannot be met" in str(
+        error
+    )
+
+
+def test_texts_that_share_a_call_count_as_alone(
+    llm: FlexiDepth, model: FlexiDepthForCausalLM
+) -> None:
+    """Whatever an engine call holds: one text, several, or a part of one."""
+    texts = [torch.randint(0, VOCAB, (n,)).tolist() for n in (5, 9, 20, 70, 3, 4)]
+    found = calibrate(llm, texts, [1.5])
+    for rows in (5, 1024):
+        engine = Engine(model.config, weights_of(model), dtype=torch.float32, max_rows=rows)
+        with FlexiDepth(engine, model.config, None, routers_trained=True, source="test") as other:
+            assert calibrate(other, texts, [1.5]) == found

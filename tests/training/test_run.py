@@ -27,6 +27,7 @@ from flexidepth.errors import (
 )
 from flexidepth.training import command
 from flexidepth.training import run as run_module
+from flexidepth.training.claim import claim
 from flexidepth.training.packing import collate
 from flexidepth.training.recipe import Recipe
 from flexidepth.training.run import TrainingData, run_recipe
@@ -381,6 +382,49 @@ def test_out_of_memory_while_loading(base, data, tmp_path, monkeypatch):
         run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
 
 
+def test_looking_at_held_out_text_changes_nothing(base, data, tmp_path):
+    """Training draws from the same generator as before, however often it is looked at."""
+    for steps in (1, 1000):
+        run_recipe(recipe(base, BUDGETS, eval_steps=steps), tmp_path / str(steps), data)
+    often, never = (losses(tmp_path / str(steps) / "budgets") for steps in (1, 1000))
+    assert often == never
+
+
+STEERED = {"name": "s", "tokens": 2 * 128, "lm": 1.0, "target_layers_skipped": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "held_out", "message"),
+    [
+        ({"eval_steps": 2}, Sequences(4, 2), "eval_steps was 4, is 2"),
+        ({"eval_sequences": 3}, Sequences(4, 2), "eval_sequences was 16, is 3"),
+        ({}, Sequences(4, 3), "held_out was '4 sequences, "),
+    ],
+)
+def test_what_steers_a_target_may_not_differ(base, data, tmp_path, change, held_out, message):
+    run_recipe(recipe(base, STEERED), tmp_path / "run", data)
+    other = dataclasses.replace(data, held_out=held_out)
+    with pytest.raises(ValueOutOfRangeError, match=message):
+        run_recipe(recipe(base, STEERED, **change), tmp_path / "run", other, resume=True)
+    # Without a target it is looked at and no more.
+    first = run_recipe(recipe(base, ADAPTERS), tmp_path / "free", data)
+    again = run_recipe(recipe(base, ADAPTERS, **change), tmp_path / "free", other, resume=True)
+    assert again == first
+
+
+def test_a_recipe_is_on_disk_whole_or_not_at_all(base, data, tmp_path, monkeypatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(OSError, match="no space"):
+            claim(tmp_path, recipe(base, ADAPTERS), resume=False, sequences=4, text="x")
+    assert not (tmp_path / "recipe.json").exists()
+    claim(tmp_path, recipe(base, ADAPTERS), resume=False, sequences=4, text="x")
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
 def test_steering_goes_by_held_out_text(base, data, tmp_path):
     stage = {"name": "s", "tokens": 4 * 128, "lm": 1.0, "target_layers_skipped": 1.0}
     run_recipe(recipe(base, stage), tmp_path / "run", data)
@@ -390,6 +434,43 @@ def test_steering_goes_by_held_out_text(base, data, tmp_path):
     found = next(row["eval_layers_skipped"] for row in rows if "eval_layers_skipped" in row)
     assert state["apart"] == pytest.approx(0.3 * (state["mean"] - found), abs=1e-3)
     assert state["apart"] != 0
+
+
+def test_a_target_is_met_on_held_out_text(base, data, tmp_path):
+    """Which skips less here than the training text, of sixteen tokens alone; the recipe would look at it too rarely."""
+
+    class Few(Sequences):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            item = super().__getitem__(index)
+            return {**item, "input_ids": item["input_ids"] % 16}
+
+    stage = {
+        "name": "s",
+        "tokens": 200 * 128,
+        "learning_rate": 5e-3,
+        "final_learning_rate": 1.0,
+        "lm": 0.0,
+        "kl": 1.0,
+        "skip_penalty": 0.05,
+        "target_layers_skipped": 1.0,
+    }
+    plan = recipe(base, stage, eval_steps=1000, save_steps=1000)
+    run_recipe(plan, tmp_path, TrainingData(Few(64, 1), Sequences(8, 2), data.collate))
+    rows = json.loads((tmp_path / "s" / "log.json").read_text())["history"]
+    found = {r["step"]: r["eval_layers_skipped"] for r in rows if "eval_layers_skipped" in r}
+    assert list(found) == list(range(25, 201, 25))
+    assert found[200] == pytest.approx(1.0, abs=0.15)
+    trained = [r["layers_skipped"] for r in rows if "loss" in r][-25:]
+    assert sum(trained) / len(trained) > 1.3
+
+
+def test_steering_a_target_more_often_than_the_recipe_says_is_told(base, monkeypatch):
+    monkeypatch.setattr(command, "load_data", lambda *_: None)
+    monkeypatch.setattr(command, "run_recipe", lambda *_, **__: Path("result"))
+    said: list[str] = []
+    for plan in (recipe(base, STEERED, eval_steps=1000), recipe(base, BUDGETS, eval_steps=1000)):
+        command.train_recipe(plan, "run", notify=said.append)
+    assert len(said) == 1 and "stage s: held-out text every 25 steps, not 1000" in said[0]
 
 
 @pytest.mark.parametrize("target", [0, 2, 7.5])

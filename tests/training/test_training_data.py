@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import random
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -167,6 +168,14 @@ def test_the_prompts(wheels: Path, gsm8k: Path, tmp_path: Path) -> None:
         "made": 12 * len(KINDS),
     }
     assert Counter(r["source"] for r in held) == {"wiki": 4, "made": 1 * len(KINDS)}
+    learnt = read(out / "train" / "wiki.jsonl")
+    seen = {run for record in learnt for run in training_data.word_runs(record)}
+    about = [
+        r for r in held if re.match("Summarise|Sum this|Continue|Write on", r.get("prompt", ""))
+    ]
+    assert len(about) == 2
+    for prompt in about:  # of articles that are held out themselves
+        assert not seen.intersection(training_data.word_runs(prompt))
     said = [str(r.get("prompt") or r["question"]) for r in (*train, *held)]
     assert len(set(said)) == len(said)
     assert "Who was first?" in said and "Tell me about Copied." not in said

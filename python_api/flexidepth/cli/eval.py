@@ -67,8 +67,12 @@ def evaluate_model(
     ] = None,
     skipped: Annotated[str, typer.Option(help="Mean layers to skip.")] = "0,1,2,3,4,6,8",
     methods: Annotated[
-        str, typer.Option(help="What to measure beside the base model.")
-    ] = "flexidepth,random,shortgpt,shortgpt-routed",
+        str,
+        typer.Option(
+            help="What to measure beside the base model: flexidepth finds thresholds on each set of texts, dial takes "
+            "the model's stored calibration."
+        ),
+    ] = "flexidepth,dial,random,shortgpt,shortgpt-routed",
     also: Annotated[
         list[str] | None,
         typer.Option(help="NAME=MODEL: a further checkpoint of the same base; may be repeated."),
@@ -76,13 +80,14 @@ def evaluate_model(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Text to find thresholds on; default: what the files hold behind the measured part."
+            help="Text for block influence and the thresholds of answers; default: what the files hold behind the "
+            "measured part, where each set of texts finds its own thresholds."
         ),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Most tokens of each set of texts.")] = 8192,
     window: Annotated[int, typer.Option(help="Tokens of a window.")] = 1024,
     calibration_tokens: Annotated[
-        int, typer.Option(help="Most tokens to find thresholds on.")
+        int, typer.Option(help="Most tokens to find thresholds on, of each set and task.")
     ] = 3072,
     limit: Annotated[int, typer.Option(help="Questions of a task.")] = 200,
     answers: Annotated[

@@ -31,7 +31,9 @@ def make_prompts(
     ] = "copy,list,add,multiply",
     count: Annotated[int, typer.Option(min=1, help="Tasks of each kind.")] = 500,
     seed: Annotated[int, typer.Option(help="Another seed gives other tasks.")] = 0,
-    split: Annotated[str, typer.Option(help="train or eval.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="train or eval; all, of texts that are held apart already.")
+    ] = "train",
     texts: Annotated[
         Path | None,
         typer.Option(help="Texts to summarise or continue: .jsonl or .txt, as for training."),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from ..errors import UnsupportedError
 from .kinds import made_prompts
 from .options import EvalOptions
+from .points import Subject
 from .questions import (
     EncodedQuestion,
     encode_question,
@@ -19,22 +21,44 @@ from .questions import (
     read_questions,
     task_files,
 )
-from .texts import Messages, TextSet, read_text_set
+from .texts import Messages, TextSet, beginning, read_text_set
 
 _MOST_PROMPT_TOKENS = 512
+_LEAST_CALIBRATION = 256  # tokens behind the measured part of a file that are worth a search
+ANSWERS: Subject = ("answers", "")
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """What thresholds are found on. sequences: token ids. counted: whether each token's layers count, None = all do.
+    source: where they come from, in words."""
+
+    sequences: list[list[int]]
+    source: str
+    counted: list[list[bool]] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens whose layers count."""
+        return sum(map(len, self.sequences) if self.counted is None else map(sum, self.counted))
 
 
 @dataclass(frozen=True)
 class EvalData:
     """sets: held-out texts. tasks: {name: questions}. prompts: to be answered greedily. kinds: {kind: prompts}
-    of made-up tasks. calibration: windows of token ids. calibrated_on: where these come from, in words."""
+    of made-up tasks. calibration: what thresholds are found on, for each set of texts and each task its own, and for
+    ANSWERS, which kinds and block influence share, text of all sets."""
 
     sets: list[TextSet]
     tasks: dict[str, list[EncodedQuestion]]
     prompts: list[Messages]
     kinds: dict[str, list[Messages]]
-    calibration: list[list[int]]
-    calibrated_on: str
+    calibration: dict[Subject, CalibrationText]
+
+    @property
+    def everything(self) -> CalibrationText:
+        """What stands for all that is measured."""
+        return self.calibration[ANSWERS]
 
 
 def read_data(options: EvalOptions, tokenizer: Any, notify: Callable[[str], None]) -> EvalData:
@@ -47,7 +71,6 @@ def read_data(options: EvalOptions, tokenizer: Any, notify: Callable[[str], None
         raise UnsupportedError(
             f"eval: {options.model} came without a tokenizer; evaluation needs one to read texts"
         )
-    share = options.calibration_tokens // max(1, len(options.texts))
     sets = [
         read_text_set(
             name,
@@ -55,47 +78,67 @@ def read_data(options: EvalOptions, tokenizer: Any, notify: Callable[[str], None
             tokenizer,
             tokens=options.tokens,
             window=options.window,
-            calibration_tokens=share if options.calibration is None else 0,
+            calibration_tokens=options.calibration_tokens,
             num_prompts=4 * options.answers,
         )
         for name, path in options.texts.items()
     ]
-    calibration, source = _calibration(options, sets, tokenizer)
+    tasks = {} if options.tasks is None else _read_tasks(options, tokenizer, notify)
+    most = options.calibration_tokens
+    calibration = {("text", text_set.name): _of_texts(text_set, most) for text_set in sets}
+    calibration |= {("task", name): of_questions(found, most) for name, found in tasks.items()}
+    calibration[ANSWERS] = _of_all(options, sets, tokenizer)
     prompts = _in_turn([[p for p in s.prompts if _is_short(p, tokenizer)] for s in sets])
     kinds = {}
     if options.per_kind and getattr(tokenizer, "chat_template", None) is not None:
         documents = [document for text_set in sets for document in text_set.documents]
         kinds = made_prompts(options.per_kind, options.seed, documents, notify)
-    return EvalData(
-        sets,
-        {} if options.tasks is None else _read_tasks(options, tokenizer, notify),
-        prompts[: options.answers],
-        kinds,
-        calibration,
-        source,
-    )
+    return EvalData(sets, tasks, prompts[: options.answers], kinds, calibration)
 
 
-def _calibration(
-    options: EvalOptions, sets: list[TextSet], tokenizer: Any
-) -> tuple[list[list[int]], str]:
-    """(windows, where they come from)."""
+def _of_all(options: EvalOptions, sets: Sequence[TextSet], tokenizer: Any) -> CalibrationText:
+    """The file that was given, or as much of each set."""
     most = options.calibration_tokens
     if options.calibration is not None:
         own = read_text_set(
             "calibration", options.calibration, tokenizer, tokens=most, window=options.window
         )
-        return own.windows, str(options.calibration)
-    if all(text_set.calibration for text_set in sets):
-        return [w for s in sets for w in s.calibration], "the text behind the measured part"
-    windows: list[list[int]] = []
-    for text_set in sets:
-        room = most // len(sets)
-        for window in text_set.windows:
-            if room >= 2:
-                windows.append(window[:room])
-            room -= len(window)
-    return windows, "the measured text itself, because a file holds no more"
+        return CalibrationText(own.windows, str(options.calibration))
+    behind = all(text_set.calibration for text_set in sets)
+    windows = [
+        window
+        for text_set in sets
+        for window in beginning(
+            text_set.calibration if behind else text_set.windows, most // len(sets)
+        )
+    ]
+    return CalibrationText(windows, _BEHIND if behind else _ITSELF)
+
+
+_BEHIND = "the text behind the measured part"
+_ITSELF = "the measured text itself, because a file holds no more"
+
+
+def _of_texts(text_set: TextSet, most: int) -> CalibrationText:
+    """A set's own text: what its file holds behind the measured part."""
+    if sum(map(len, text_set.calibration)) >= min(most, _LEAST_CALIBRATION):
+        return CalibrationText(text_set.calibration, _BEHIND)
+    return CalibrationText(beginning(text_set.windows, most), _ITSELF)
+
+
+def of_questions(questions: Sequence[EncodedQuestion], most: int) -> CalibrationText:
+    """Questions with their choices, whichever is right: each choice behind its context, which counts once as in
+    `choices.score_questions`. Questions in a random order, until `most` tokens are to be computed."""
+    sequences: list[list[int]] = []
+    counted: list[list[bool]] = []
+    for question in random.Random(0).sample(list(questions), len(questions)):
+        if sequences and sum(map(len, sequences)) >= most:
+            break
+        for number, choice in enumerate(question.choices):
+            if number == 0 or len(choice) > 1:
+                sequences.append([*question.context, *choice[:-1]])
+                counted.append([number == 0] * len(question.context) + [True] * (len(choice) - 1))
+    return CalibrationText(sequences, "its own questions, without their answers", counted)
 
 
 def _read_tasks(

@@ -10,7 +10,7 @@ from flexidepth_ext import _C
 
 from ..checkpoints import Checkpoint
 from ..loading import resolve_dtype
-from .data import EvalData, data_digests, model_digest
+from .data import ANSWERS, EvalData, data_digests, model_digest
 from .options import EvalOptions
 from .record import FORMAT
 
@@ -53,8 +53,13 @@ def make_header(
         "num_layers": config.num_hidden_layers,
         "routing_layers": list(config.routing_layers),
         "adapter_dim": config.adapter_dim,
-        "calibrated_on": data.calibrated_on,
-        "calibration_tokens": sum(map(len, data.calibration)),
+        "calibrated_on": data.everything.source,
+        "calibration_tokens": data.everything.tokens,
+        "calibrated_each": [
+            {"part": part, "subject": name, "tokens": text.tokens, "source": text.source}
+            for (part, name), text in data.calibration.items()
+            if (part, name) != ANSWERS
+        ],
         "command": _program() + " " + shlex.join(sys.argv[1:]),
         "machine": machine,
         **identity,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ..config import FlexiDepthConfig
 from .answers import Answers, answer_prompts
 from .choices import score_questions
 from .costs import bytes_read
-from .data import EvalData
+from .data import ANSWERS, EvalData
 from .kinds import measure_kind
 from .points import BASE, Point, base_point
 from .record import Record
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Measurer:
     """Measures points on one set of data.
 
-    What the base model makes of the data is computed once, by whichever model is at hand: with every layer
-    forced to run they are all the base model.
+    What the base model makes of the data is computed once, by the evaluated model with every layer forced to run
+    (`prepare_base`): another one would round otherwise, and rows would depend on where a run was interrupted.
 
     Args:
         config: of the model that is evaluated; its adapters' width counts in the bytes of the baselines.
@@ -61,6 +61,22 @@ class Measurer:
             keys.append(("answers", method, asked, ""))
         return [key for key in keys if key not in self.record.rows]
 
+    def prepare_base(self, llm: FlexiDepth, points: Iterable[tuple[str, float]]) -> None:
+        """Measure the base model, and have what it makes of all that is yet to be measured.
+
+        Args:
+            points: (method, layers asked) of all that the run is to measure.
+        """
+        self.measure(llm, base_point())
+        missing = {
+            (part, subject) for point in points for part, _, _, subject in self.missing(*point)
+        }
+        for text_set in self.data.sets:
+            if ("text", text_set.name) in missing and text_set.name not in self._base_traces:
+                self._trace_base(llm, text_set)
+        if ANSWERS in missing and self._base_answers is None:
+            self._answer_base(llm)
+
     def measure(
         self, llm: FlexiDepth, point: Point, config: FlexiDepthConfig | None = None
     ) -> None:
@@ -85,7 +101,8 @@ class Measurer:
             use = measure_kind(llm, kind, prompts, point)
             values = dataclasses.asdict(use)
             del values["kind"]
-            self.record.add_point(point)
+            if (point.method, float(point.asked)) not in self.record.points:
+                self.record.add_point(point)
             self.record.add(
                 KindRow(
                     method=point.method,
@@ -106,8 +123,11 @@ class Measurer:
             if point.same_as_base and base is not None:
                 yield self._copied(base, point, config)
                 continue
+            own = point.at((part, subject))
+            if own is None:
+                continue
             begin = time.perf_counter()
-            values = self._values(llm, point, part, subject)
+            values = self._values(llm, own, part, subject)
             if part != "answers":
                 values["bytes_per_token"] = self._bytes(point, config, values["skipped"])
             kind = {"text": TextRow, "task": TaskRow, "answers": AnswersRow}[part]
@@ -145,11 +165,9 @@ class Measurer:
         return self._answers(llm, point)
 
     def _text(self, llm: FlexiDepth, point: Point, text_set: TextSet) -> dict[str, Any]:
-        base = self._base_traces.get(text_set.name)
-        if base is None:
-            base = trace_windows(llm.engine, text_set.windows, base_point())
-            self._base_traces[text_set.name] = base
-        trace = base
+        if point.method == BASE:
+            self._trace_base(llm, text_set)
+        trace = base = self._base_traces[text_set.name]
         if not point.same_as_base:
             trace = trace_windows(llm.engine, text_set.windows, point)
         nats, error = trace.difference(base)
@@ -167,11 +185,10 @@ class Measurer:
         }
 
     def _answers(self, llm: FlexiDepth, point: Point) -> dict[str, Any]:
-        if self._base_answers is None:
-            self._base_answers = answer_prompts(
-                llm, self.data.prompts, base_point(), self.max_new_tokens
-            )
+        if point.method == BASE:
+            self._answer_base(llm)
         base = own = self._base_answers
+        assert base is not None and own is not None  # by prepare_base
         if not point.same_as_base:
             own = answer_prompts(llm, self.data.prompts, point, self.max_new_tokens)
         return {
@@ -181,6 +198,15 @@ class Measurer:
             "never_ending": own.never_ending,
             "base_never_ending": base.never_ending,
         }
+
+    def _trace_base(self, llm: FlexiDepth, text_set: TextSet) -> None:
+        trace = trace_windows(llm.engine, text_set.windows, base_point())
+        self._base_traces[text_set.name] = trace
+
+    def _answer_base(self, llm: FlexiDepth) -> None:
+        self._base_answers = answer_prompts(
+            llm, self.data.prompts, base_point(), self.max_new_tokens
+        )
 
 
 def _name(point: Point) -> str:

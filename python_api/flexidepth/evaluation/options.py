@@ -31,12 +31,13 @@ class EvalOptions:
     model: as for `FlexiDepth.from_pretrained`; with its layers forced to run it is the base model that all is
     compared with. texts: {name: jsonl file} of held-out texts. tasks: a jsonl file of multiple-choice
     questions, or a directory of them. skipped: mean layers to skip. methods: of METHODS. also: {name: model} of
-    further checkpoints of the same base model. calibration: jsonl file of text on which thresholds and
-    block influence are found; None = what the held-out files hold behind the measured part. tokens: most of each
-    set of texts. window: tokens of a window. calibration_tokens: most tokens of calibration. limit: questions
-    of a task. answers: greedy answers to prompts of the conversations among the texts, 0 = none.
-    max_new_tokens: of an answer. per_kind: made-up tasks of each kind whose layers are counted, 0 = none.
-    kinds_skipped: mean layers skipped while they are.
+    further checkpoints of the same base model. calibration: jsonl file of text on which block
+    influence and the thresholds of greedy answers and kinds of task are found; None = what all held-out files hold
+    behind the measured part. Thresholds of a set of texts come from what its own file holds there, those of a task from
+    its questions. tokens: most of each set of texts. window: tokens of a window. calibration_tokens: most tokens of
+    each calibration. limit: questions of a task. answers: greedy answers to prompts of the conversations among the
+    texts, 0 = none. max_new_tokens: of an answer. per_kind: made-up tasks of each kind whose layers are counted,
+    0 = none. kinds_skipped: mean layers skipped while they are.
 
     Raises:
         ValueOutOfRangeError: a value that cannot be measured; what depends on the model is for `check_fits`.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from ..config import FlexiDepthConfig
 from ..routing import ForcedRouting, ForceRouting, resolve_force_routing, skip_ratio_mask
 
 FLEXIDEPTH = "flexidepth"
+DIAL = "dial"
 RANDOM = "random"
 SHORTGPT = "shortgpt"
 SHORTGPT_ROUTED = "shortgpt-routed"
 BASE = "base"
-METHODS = (FLEXIDEPTH, RANDOM, SHORTGPT, SHORTGPT_ROUTED)
+METHODS = (FLEXIDEPTH, DIAL, RANDOM, SHORTGPT, SHORTGPT_ROUTED)
+Subject = tuple[str, str]  # part and name of what is measured, as in the keys of rows
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Point:
 
     method: of METHODS, "base", or the name of a further checkpoint. asked: layers a token is to skip in the
     mean. force, thresholds: as for `FlexiDepth.generate` (force_routing, skip_threshold). details: how it came
-    about, for the record. same_as_base: whether it computes what the base model does.
+    about, for the record. same_as_base: whether it computes what the base model does. each: thresholds of each
+    subject, where it has its own; None = the same for all.
     """
 
     method: str
@@ -35,6 +38,14 @@ class Point:
     thresholds: list[float] | None = None
     details: dict[str, Any] = field(default_factory=dict)
     same_as_base: bool = False
+    each: Mapping[Subject, list[float]] | None = None
+
+    def at(self, subject: Subject) -> Point | None:
+        """The point as it routes one subject; None where no thresholds skip so many layers of that."""
+        if self.each is None:
+            return self
+        own = self.each.get(subject)
+        return None if own is None else replace(self, thresholds=own, each=None)
 
     def resolve(self, config: FlexiDepthConfig) -> tuple[ForcedRouting, Tensor | None]:
         """(routing, thresholds float32 [routed layers] or None) for the engine."""

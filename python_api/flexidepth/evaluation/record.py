@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,41 @@ class Record:
 
     Args:
         identity: what the figures depend on, as plain values. folder: where PARTIAL lies and is written after
-            each row; one of the same identity is gone on with, any other is replaced. None = memory alone.
+            each row; one of the same identity is gone on with, any other is kept under another name. None = memory
+            alone. notify: told of what is kept, and why.
     """
 
-    def __init__(self, identity: dict[str, Any], folder: Path | None) -> None:
+    def __init__(
+        self,
+        identity: dict[str, Any],
+        folder: Path | None,
+        notify: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.identity: dict[str, Any] = json.loads(json_text(identity, indent=0))
         self.path = None if folder is None else folder / PARTIAL
         self.rows: dict[Key, Row] = {}
         self.points: dict[tuple[str, float], dict[str, Any]] = {}
         if self.path is not None and self.path.is_file():
-            self._read(self.path)
+            self._read(self.path, notify)
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, notify: Callable[[str], None]) -> None:
+        """Take over the rows of an interrupted run, or put its file aside."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["identity"] != self.identity:
-                return
+            other = _differing(content["identity"], self.identity)
             rows = [row_from_dict(values) for values in content["rows"]]
             points = {(p["method"], float(p["asked"])): p for p in content["points"]}
-        except (ValueError, KeyError, TypeError):  # damaged: measured anew
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            notify(f"{path} is no record of a run ({error!r}); kept as {_put_aside(path)}")
+            return
+        if other:
+            names = ", ".join(other)
+            notify(
+                f"{path} is of a run with other {names}; its {len(rows)} rows are kept as {_put_aside(path)}"
+            )
             return
         self.rows, self.points = {row.key: row for row in rows}, points
+        notify(f"{len(rows)} rows of an interrupted run are kept")
 
     def add(self, row: Row) -> None:
         """Keep a row."""
@@ -49,8 +64,13 @@ class Record:
 
     def add_point(self, point: Point) -> None:
         """Keep how a point came about."""
+        key = (point.method, float(point.asked))
         content = {"method": point.method, "asked": float(point.asked), **point.details}
-        self.points[(point.method, float(point.asked))] = content
+        if "each" in content:
+            # Of an interrupted run there may be other subjects already.
+            entries = [*self.points.get(key, {}).get("each", ()), *content["each"]]
+            content["each"] = list({(e["part"], e["subject"]): e for e in entries}.values())
+        self.points[key] = content
 
     def _write(self) -> None:
         if self.path is None:
@@ -72,3 +92,19 @@ class Record:
         """Remove the partial file: its rows are now in the results."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What two identities differ in; of the options each by its name."""
+    flat = [{**identity, **identity["options"], "options": None} for identity in (one, other)]
+    names = sorted(flat[0].keys() | flat[1].keys())
+    return [name for name in names if flat[0].get(name) != flat[1].get(name)]
+
+
+def _put_aside(path: Path) -> Path:
+    """Give a file the first free name with a number, and return it."""
+    number = 1
+    while (aside := path.with_suffix(f".{number}.json")).exists():
+        number += 1
+    os.rename(path, aside)
+    return aside

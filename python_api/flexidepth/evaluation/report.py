@@ -184,20 +184,30 @@ def _preamble(header: dict[str, Any]) -> str:
         f"{header['model']} (sha256 {digest[:16]}) in {header['dtype']}, {len(routed)} of {header['num_layers']} "
         f"layers routed, adapters {header['adapter_dim']} wide"
         f"{'' if header['routers_trained'] else ', routers seeded and not trained'}.\n"
-        f"Texts in windows of {options['window']} tokens. Thresholds and block influence from "
-        f"{header['calibration_tokens']} tokens of {header['calibrated_on']}.\n"
+        f"Texts in windows of {options['window']} tokens. Thresholds of greedy answers and kinds of task and block "
+        f"influence from {header['calibration_tokens']} tokens of {header['calibrated_on']}; thresholds of each set of "
+        f"texts and each task from its own: {_calibrated_each(header)}.\n"
         f"On {machine['cpu']}, {machine['cores']} cores ({header['isa']}), {machine['memory_gb']} GB, "
         f"{machine['system']}. Command: `{header['command']}`; commit {machine['commit']}; "
         f"{', '.join(f'{name} {version}' for name, version in machine['versions'].items())}."
     )
 
 
+def _calibrated_each(header: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{each['subject']}, {each['tokens']} tokens of {each['source']}"
+        for each in header["calibrated_each"]
+    )
+
+
 def _notes() -> str:
     return (
         "Methods: `base`, every layer run; `flexidepth`, the model's own routing, its thresholds moved together on "
-        "the logit scale until the calibration text skips so many layers; `random`, that many of the routed layers "
-        "skipped at random by each token, no adapters; `shortgpt`, the layers of lowest block influence dropped for "
-        "every token, no adapters, and `shortgpt-routed` the same among the routed layers.\n"
+        "the logit scale until calibration text skips so many layers, for each set of texts and each task its own; "
+        "`dial`, its stored calibration asked for so many, as users do, whatever the text; "
+        "`random`, that many of the routed layers skipped at random by each token, no adapters; `shortgpt`, the layers "
+        "of lowest block influence dropped for every token, no adapters, and `shortgpt-routed` the same among the "
+        "routed layers.\n"
         "`skipped` is the mean measured on the very tokens of the row. MB/token are the weights that decoding a token "
         "reads with so many layers skipped, adapters and routers included. ± % is the standard error of the "
         "perplexity's ratio, in per cent of it, as if tokens were independent. Tasks are asked as lm-eval does, but "

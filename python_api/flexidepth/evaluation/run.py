@@ -16,12 +16,13 @@ from ..errors import ValueOutOfRangeError
 from ..llm import FlexiDepth
 from ..loading import load_engine, resolve_dtype
 from .ablation import without_adapters
-from .data import read_data
+from .data import ANSWERS, read_data
 from .header import make_header, make_identity
 from .influence import block_influence
 from .measure import Measurer
 from .options import EvalOptions
 from .points import (
+    DIAL,
     FLEXIDEPTH,
     RANDOM,
     SHORTGPT,
@@ -33,6 +34,7 @@ from .points import (
 )
 from .record import Record
 from .rows import Row
+from .thresholds import dial_points, routed_points
 from .torch_engine import TorchEngine
 from .windows import Trace, trace_windows
 
@@ -87,9 +89,7 @@ def evaluate(
     data = read_data(options, checkpoint.tokenizer(), notify)
     machine = describe_machine()
     identity = make_identity(options, checkpoint, others, machine)
-    record = Record(identity, output_dir)
-    if record.rows:
-        notify(f"{len(record.rows)} rows of an interrupted run are kept")
+    record = Record(identity, output_dir, notify)
     dtype = resolve_dtype(options.dtype)
     measurer = Measurer(
         data,
@@ -115,11 +115,15 @@ def evaluate(
 def _measure_model(
     method: str, checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer
 ) -> None:
-    """The points of a model with routers; the evaluated one's also give the base model's rows."""
+    """The points of a model with routers; of the evaluated one also the base model's and the dial's."""
     routed = checkpoint.config.num_routed_layers
     evaluated = method == FLEXIDEPTH
     wanted = not evaluated or FLEXIDEPTH in options.methods
-    asked = [n for n in options.skipped if n <= routed and measurer.missing(method, n)]
+    asked = {
+        number: [(part, subject) for part, _, _, subject in missing]
+        for number in options.skipped
+        if number <= routed and (missing := measurer.missing(method, number))
+    }
     kinds = measurer.data.kinds if wanted and routed and not checkpoint.config.ablations else {}
     if not (evaluated or asked or kinds):
         return
@@ -127,65 +131,40 @@ def _measure_model(
         names = ", ".join(checkpoint.config.ablations)
         measurer.notify(f"{method}: {names}; computed by the trainable model")
     with _loaded(checkpoint, options) as llm:
-        beginning = measurer.data.calibration[0][:_COMPARED_TOKENS]
+        data = measurer.data
+        beginning = data.everything.sequences[0][:_COMPARED_TOKENS]
         trace = trace_windows(llm.engine, [beginning], base_point())
         if evaluated:
             measurer.base_reference = trace
-            measurer.measure(llm, base_point())
+            measurer.prepare_base(llm, _all_points(options))
         _check_same_base(method, trace, measurer.base_reference)
-        if not wanted:
-            return
-        windows = measurer.data.calibration
-        for number in asked:
-            if (point := _model_point(method, number, llm, windows, measurer.notify)) is not None:
-                measurer.measure(llm, point, checkpoint.config)
-        number = min(options.kinds_skipped, routed)
-        if kinds and (point := _model_point(method, number, llm, windows, measurer.notify)):
-            measurer.measure_kinds(llm, point)
+        points = routed_points(method, llm, data, asked, measurer.notify) if wanted else []
+        if evaluated and DIAL in options.methods:
+            points += dial_points(checkpoint.config, options.skipped, measurer.notify)
+        for point in points:
+            measurer.measure(llm, point, checkpoint.config)
+        if kinds:
+            number = min(options.kinds_skipped, routed)
+            (every,) = routed_points(method, llm, data, {number: [ANSWERS]}, measurer.notify)
+            if (own := every.at(ANSWERS)) is not None:
+                measurer.measure_kinds(llm, own)
 
 
-def _model_point(
-    method: str,
-    number: float,
-    llm: FlexiDepth,
-    windows: Sequence[Sequence[int]],
-    notify: Notify,
-) -> Point | None:
-    """The model's own routing, its thresholds turned until `number` layers are skipped; None, and said, where
-    no offset does that."""
-    from ..training.calibration import calibrate
-
-    routed = llm.config.num_routed_layers
-    if number in (0, routed):
-        thresholds = [float(number > 0)] * routed
-        # With the gate "multiplier" a layer that runs is not the base model's.
-        plain = number == 0 and llm.config.gate == "straight_through"
-        details: dict[str, Any] = {"thresholds": thresholds}
-        return Point(method, number, None, thresholds, details, same_as_base=plain)
-    try:
-        # One at a time: what another search found must not change this one's result.
-        (found,) = calibrate(llm, windows, [number]).points
-    except ValueOutOfRangeError as error:
-        notify(f"{method}: {error}; the point is left out")
-        return None
-    details = {
-        "offset": found.offset,
-        "calibration_skipped": found.layers_skipped,
-        "thresholds": found.thresholds,
-    }
-    return Point(method, number, None, found.thresholds, details)
+def _all_points(options: EvalOptions) -> list[tuple[str, float]]:
+    """(method, layers asked) of whatever the options want."""
+    return [(m, n) for m in (*options.methods, *options.also) for n in options.skipped]
 
 
 def _measure_baselines(checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer) -> None:
     """Layers skipped at random and layers dropped; numbers of layers that are not whole are left out."""
     whole = [n for n in options.skipped if float(n).is_integer()]
-    methods = [m for m in options.methods if m != FLEXIDEPTH]
+    methods = [m for m in options.methods if m not in (FLEXIDEPTH, DIAL)]
     if not any(measurer.missing(method, n) for method in methods for n in whole):
         return
     influence: list[float] = []
     if SHORTGPT in methods or SHORTGPT_ROUTED in methods:
         measurer.notify("block influence of each layer")
-        influence = block_influence(checkpoint, measurer.data.calibration)
+        influence = block_influence(checkpoint, measurer.data.everything.sequences)
     with _loaded(without_adapters(checkpoint), options) as llm:
         for method in methods:
             for point in _baseline_points(method, whole, checkpoint, options, llm, influence):

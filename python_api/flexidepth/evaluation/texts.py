@@ -62,7 +62,7 @@ def read_text_set(
         DataError: a line of another form, no document. ValueOutOfRangeError: no text of two tokens.
         UnsupportedError: conversations for a tokenizer without a chat template.
     """
-    begin = _beginning(tokenizer)
+    begin = _first_ids(tokenizer)
     ids: list[int] = []
     prompts: list[Messages] = []
     size = window - len(begin)
@@ -82,7 +82,7 @@ def read_text_set(
     if not measured:
         raise ValueOutOfRangeError(f"eval: {path}: no text of two tokens or more in it")
     documents = [document.text for document in listed if document.text is not None]
-    return TextSet(name, measured, _take(rest, calibration_tokens)[0], prompts, documents)
+    return TextSet(name, measured, beginning(rest, calibration_tokens), prompts, documents)
 
 
 def _whole_windows(tokens: int, window: int, size: int) -> int:
@@ -102,7 +102,12 @@ def _take(windows: list[list[int]], tokens: int) -> tuple[list[list[int]], list[
     return taken, []
 
 
-def _beginning(tokenizer: Any) -> list[int]:
+def beginning(windows: list[list[int]], tokens: int) -> list[list[int]]:
+    """The first windows, `tokens` tokens at most."""
+    return _take(windows, tokens)[0]
+
+
+def _first_ids(tokenizer: Any) -> list[int]:
     """BOS, if the tokenizer puts it before every text."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and list(tokenizer.encode(""))[:1] == [bos] else []

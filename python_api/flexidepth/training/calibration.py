@@ -32,6 +32,7 @@ _LIMIT = 40.0  # of the offset: beyond it tau is 0 or 1 in float32, whatever tau
 _NARROWEST = 1e-7  # a bracket of offsets that float32 thresholds still tell apart
 _RUNS_PER_TARGET = 30
 _HALVINGS = 40  # of 80 logits: to 1e-10
+_SPREAD = (1 / 8, 1 / 2)  # of the routed layers, for first runs that serve every target
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,38 @@ def calibrate(
     return Calibration(points, search.tokens, len(search.trials))
 
 
+def calibrate_each(
+    model: FlexiDepth,
+    token_sequences: Iterable[Sequence[int]],
+    targets: Iterable[float],
+    *,
+    counted: Iterable[Sequence[bool]] | None = None,
+) -> dict[float, CalibrationPoint | ValueOutOfRangeError]:
+    """As `calibrate`, but what is found for a target depends on no other one, and one that fails stops none.
+
+    The first runs, which lie wide apart, are the same whatever is wanted and serve all; from there on each search sees
+    its own runs alone. That takes about as many as sharing all of them does.
+
+    Returns:
+        For each target its point, or the error that says why there is none.
+    """
+    config = model.config
+    longest = int(config.max_position_embeddings)
+    texts = [_check_text(ids, config.vocab_size, longest) for ids in token_sequences]
+    wanted = [
+        target for one in targets for target in _check_targets([one], config.num_routed_layers)
+    ]
+    first = _Search(model.engine, texts, _check_counted(counted, texts), None)
+    first.spread()
+    found: dict[float, CalibrationPoint | ValueOutOfRangeError] = {}
+    for target in wanted:
+        try:
+            found[target] = first.copy().find(target)
+        except ValueOutOfRangeError as error:
+            found[target] = error
+    return found
+
+
 class _Search:
     """Runs of the engine over the same texts under different offsets, each kept for the targets to come."""
 
@@ -139,6 +172,20 @@ class _Search:
         self.start = torch.tensor(taus, dtype=torch.float64)
         self.tokens = sum(int(mask.sum()) for mask in counted)
         self.trials: list[_Trial] = []
+
+    def spread(self) -> None:
+        """Three runs wide apart, of which the latter two skip about some share of the routed layers."""
+        self.run(0.0)
+        for share in _SPREAD:
+            offset = self.guess(-_LIMIT, _LIMIT, share * self.engine.num_routed)
+            if all(trial.offset != offset for trial in self.trials):
+                self.run(offset)
+
+    def copy(self) -> _Search:
+        """One that goes its own way from the runs there are."""
+        other = _Search(self.engine, self.texts, self.counted, self.on_run)
+        other.trials = list(self.trials)
+        return other
 
     def find(self, target: float) -> CalibrationPoint:
         """The thresholds under which `target` layers are skipped, give or take the tolerance."""
@@ -193,22 +240,42 @@ class _Search:
         return torch.sigmoid(self.start + offset).float()
 
     def run(self, offset: float) -> None:
-        """Route all texts under an offset, each from its beginning, in the engine's largest chunks."""
+        """Route all texts under an offset, each from its beginning, as many in an engine call as it takes."""
         thresholds = self.thresholds(offset)
         skipped, gates = 0, []
-        for ids, counted in zip(self.texts, self.counted, strict=True):
-            cache = self.engine.new_cache(len(ids))
+        for numbers in _filled([len(ids) for ids in self.texts], self.engine.max_rows):
+            caches = [self.engine.new_cache(len(self.texts[i])) for i in numbers]
+            ids = torch.cat([self.texts[i] for i in numbers])
+            counted = torch.cat([self.counted[i] for i in numbers])
             rows = self.engine.max_rows
+            # Only one text alone takes more than one call.
             for chunk, own in zip(torch.split(ids, rows), torch.split(counted, rows), strict=True):
-                step = self.engine.forward(chunk, [len(chunk)], [cache], thresholds=thresholds)
+                counts = (
+                    [len(chunk)] if len(numbers) == 1 else [len(self.texts[i]) for i in numbers]
+                )
+                step = self.engine.forward(chunk, counts, caches, thresholds=thresholds)
                 skipped += int((step.ran[own] == 0).sum())
                 gates.append(step.gates[own])
-            cache.release()
+            for cache in caches:
+                cache.release()
         margins = torch.logit(torch.cat(gates).double()) - self.start
         trial = _Trial(offset, skipped / self.tokens, margins.flatten().sort().values)
         self.trials.append(trial)
         if self.on_run is not None:
             self.on_run(offset, trial.layers_skipped)
+
+
+def _filled(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """Numbers of the texts of each engine call, in order: as many as fill `rows`; a longer one is alone."""
+    calls: list[list[int]] = []
+    used = rows
+    for number, length in enumerate(lengths):
+        if used + length > rows:
+            calls.append([])
+            used = 0
+        calls[-1].append(number)
+        used += length
+    return calls
 
 
 def _offset(trial: _Trial) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,9 @@ from .recipe import Recipe
 
 RECIPE_FILE = "recipe.json"
 # What may differ when a run goes on, on another machine for example: it changes speed and records, not the run.
-_FREE = (
-    "precision",
-    "gradient_checkpointing",
-    "logging_steps",
-    "save_steps",
-    "eval_steps",
-    "eval_sequences",
-)
+_FREE = ("precision", "gradient_checkpointing", "logging_steps", "save_steps")
+# Free as well, unless a target is steered by what held-out text skips.
+_WATCHING = ("eval_steps", "eval_sequences")
 # The text's place; what it says is compared by text_mark.
 _FREE_DATA = ("train", "held_out", "num_proc")
 
@@ -34,21 +30,37 @@ def text_mark(sequences: Any) -> str:
     return f"{number} sequences, {digest.hexdigest()[:16]}"
 
 
-def claim(folder: Path, recipe: Recipe, *, resume: bool, sequences: int, text: str) -> None:
+def claim(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    resume: bool,
+    sequences: int,
+    text: str,
+    held_out: str | None = None,
+) -> None:
     """Take the output directory for this recipe.
 
     Args:
-        sequences: of an optimiser step, over all processes. text: text_mark of what trains.
+        sequences: of an optimiser step, over all processes. text, held_out: text_mark of what trains and
+            of what is held out.
 
     Raises:
         SaveError: it holds a run and resume is off. ValueOutOfRangeError: it holds a run of another recipe or of
             other text.
     """
     path = folder / RECIPE_FILE
-    content = {"recipe": recipe.to_dict(), "sequences_per_step": sequences, "text": text}
+    content = {
+        "recipe": recipe.to_dict(),
+        "sequences_per_step": sequences,
+        "text": text,
+        "held_out": held_out,
+    }
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial = path.with_suffix(".new")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
         return
     if not resume:
         raise SaveError(
@@ -56,13 +68,12 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool, sequences: int, text: s
         )
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        old = _deciding(before["recipe"], before["sequences_per_step"])
-        old["text"] = before["text"]
+        old = _deciding(before)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueOutOfRangeError(
             f"training: {path} is no recipe of a run ({error!r}); choose another directory"
         ) from error
-    new = {**_deciding(recipe.to_dict(), sequences), "text": text}
+    new = _deciding(content)
     changed = sorted(key for key in old | new if old.get(key) != new.get(key))
     if changed:
         told = ", ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
@@ -72,12 +83,14 @@ def claim(folder: Path, recipe: Recipe, *, resume: bool, sequences: int, text: s
         )
 
 
-def _deciding(recipe: dict[str, Any], sequences: int) -> dict[str, Any]:
-    """What decides the course of a run, flat."""
-    kept = {
-        key: value
-        for key, value in recipe.items()
-        if key not in (*_FREE, "data", "batch_size", "gradient_accumulation")
-    }
+def _deciding(content: dict[str, Any]) -> dict[str, Any]:
+    """What decides the course of a run, flat; of a run's recipe file or one to come."""
+    recipe = content["recipe"]
+    steered = any(stage["target_layers_skipped"] is not None for stage in recipe["stages"])
+    free = (*_FREE, *(() if steered else _WATCHING), "data", "batch_size", "gradient_accumulation")
+    kept = {key: value for key, value in recipe.items() if key not in free}
     data = {f"data.{k}": v for k, v in recipe["data"].items() if k not in _FREE_DATA}
-    return {**kept, **data, "sequences a step": sequences}
+    told = {"sequences a step": content["sequences_per_step"], "text": content["text"]}
+    if steered:
+        told["held_out"] = content.get("held_out")
+    return {**kept, **data, **told}

@@ -88,6 +88,12 @@ def train_recipe(
     Args:
         notify: takes a line about what is being done.
     """
+    for stage in recipe.stages:
+        if (steps := recipe.eval_steps_of(stage)) < recipe.eval_steps:
+            notify(
+                f"stage {stage.name}: held-out text every {steps} steps, not {recipe.eval_steps}: by what it skips the "
+                f"penalty is steered to {stage.target_layers_skipped:g} layers"
+            )
     return run_recipe(recipe, output_dir, load_data(recipe, notify), resume=resume)
 
 

@@ -88,6 +88,10 @@ class Stage:
             )
 
 
+# Optimiser steps between two looks at held-out text where a target is steered by what that skips.
+MOST_STEERED_EVAL_STEPS = 25
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A whole run.
@@ -96,8 +100,9 @@ class Recipe:
     checkpoint to go on from instead of seeded routers. gate_bias: start of the routers' bias, so high that
     every token runs nearly every layer. estimator: of the multipliers' gradient, "exact" along the path taken, or
     "sparsemixer", which draws decisions. batch_size: sequences per device and forward pass.
-    gradient_accumulation: passes per optimiser step. precision: "auto" (bfloat16 where a GPU or the
-    processor's AMX has it), "bf16" or "float32".
+    gradient_accumulation: passes per optimiser step. eval_steps: optimiser steps between two looks at held-out text;
+    at most MOST_STEERED_EVAL_STEPS count in a stage with target_layers_skipped. precision: "auto" (bfloat16
+    where a GPU or the processor's AMX has it), "bf16" or "float32".
     """
 
     base_model: str
@@ -139,6 +144,12 @@ class Recipe:
             )
         _positive(self, "batch_size", "gradient_accumulation", "logging_steps", "save_steps")
         _positive(self, "eval_steps", "eval_sequences", "max_grad_norm")
+
+    def eval_steps_of(self, stage: Stage) -> int:
+        """Optimiser steps between two looks at held-out text in a stage."""
+        if stage.target_layers_skipped is None:
+            return self.eval_steps
+        return min(self.eval_steps, MOST_STEERED_EVAL_STEPS)
 
     @classmethod
     def read(cls, path: Path | str) -> Recipe:

@@ -75,8 +75,14 @@ def run_recipe(
     with processes.main_process_first():
         if processes.is_main_process:
             sequences = recipe.batch_size * recipe.gradient_accumulation * processes.num_processes
-            text = text_mark(data.train)
-            claim(folder, recipe, resume=resume, sequences=sequences, text=text)
+            claim(
+                folder,
+                recipe,
+                resume=resume,
+                sequences=sequences,
+                text=text_mark(data.train),
+                held_out=None if data.held_out is None else text_mark(data.held_out),
+            )
     with memory_advice(loading_advice(recipe)):
         model = starting_model(recipe)
     check_stages(recipe, model)
@@ -192,7 +198,7 @@ def training_arguments(
         "save_steps": recipe.save_steps,
         "save_total_limit": 2,
         "eval_strategy": "steps" if evaluating else "no",
-        "eval_steps": recipe.eval_steps,
+        "eval_steps": recipe.eval_steps_of(stage),
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "remove_unused_columns": False,

@@ -162,7 +162,11 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Figures over the held-out text, at each budget where there are budgets; logged and returned."""
+        """Figures over the held-out text, at each budget where there are budgets; logged and returned.
+
+        Reading the text draws from torch's generator. It is set back, so that training does not depend on how often it
+        is looked at.
+        """
         if self.eval_dataset is None:
             raise ValueOutOfRangeError("training: no held-out text to evaluate on; give held_out")
         figures: dict[str, float] = {}
@@ -182,6 +186,11 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         return figures
 
     def _held_out(self, prefix: str, offset: float | None) -> dict[str, float]:
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return self._held_out_figures(prefix, offset)
+
+    def _held_out_figures(self, prefix: str, offset: float | None) -> dict[str, float]:
         config = self.network.config
         metrics = RunningMetrics(config.routing_layers, config.num_hidden_layers)
         self.model.eval()
