@@ -51,9 +51,9 @@ def quality_table(path: Path) -> str:
     all texts, of layers skipped at random prose."""
     rows = [row for row in _evaluation(path) if row["part"] == "text" and row["method"] != "base"]
     asked = sorted({row["asked"] for row in rows})
-    # Before there was a method for the dial, trained routers had one set of thresholds for all texts, as it has.
-    dial = "" if any(row["method"] == "dial" for row in rows) else " of the dial"
-    cells = [[f"layers skipped, asked{dial}", *(f"{n:g}" for n in asked)]]
+    # Before there was a method for the dial, trained routers had one set of thresholds for all texts.
+    over = "" if any(row["method"] == "dial" for row in rows) else " over all texts"
+    cells = [[f"layers skipped, asked{over}", *(f"{n:g}" for n in asked)]]
     for method, title in _METHODS.items():
         subjects = list(dict.fromkeys(r["subject"] for r in rows if r["method"] == method))
         for i, subject in enumerate(subjects[:1] if method == "random" else subjects):
