@@ -25,6 +25,7 @@ _METHODS = {
     "flexidepth": "trained routers",
     "dial": "the dial, as asked by users",
     "shortgpt": "ShortGPT, lowest block influence of all layers",
+    "shortgpt-routed": "ShortGPT of the routed layers alone",
     "random": "at random per token",
 }
 _SUBJECTS = {"chat": "conversations", "distilled": "the base model's own answers"}
