@@ -73,6 +73,17 @@ __device__ __forceinline__ Chunk load_once(const void* from) {
   return c;
 }
 
+// The same where it is wanted, else zeros; without a branch, so that no other load waits for it.
+__device__ __forceinline__ Chunk load_once_if(bool wanted, const void* from) {
+  Chunk c{};
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+      "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(c.word[0]), "+r"(c.word[1]), "+r"(c.word[2]), "+r"(c.word[3])
+      : "l"(from), "r"(static_cast<uint32_t>(wanted)));
+  return c;
+}
+
 // The first thing that a kernel does on what others wrote, by every thread. Launched with `overlap`
 // (cuda/context.h) a kernel begins while the one before it still runs: here it waits until that one
 // and all its writes are done, and lets the one behind it begin in turn.

@@ -114,6 +114,7 @@ float shuffle_xor(float value, int lanes, Place place = Place::current());
 uint32_t ballot(bool value, Place place = Place::current());
 inline int count_bits(uint32_t bits) { return std::popcount(bits); }
 Chunk load_once(const void* from);
+Chunk load_once_if(bool wanted, const void* from);
 Chunk load_written(const void* from);
 
 inline uint32_t bits_of(float value) {

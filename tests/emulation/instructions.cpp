@@ -59,6 +59,8 @@ Chunk load_once(const void* from) {
   return c;
 }
 
+Chunk load_once_if(bool wanted, const void* from) { return wanted ? load_once(from) : Chunk{}; }
+
 Chunk load_written(const void* from) { return copy_chunk(from); }
 
 float half_bits_to_float(uint16_t bits) { return half_to_float(bits); }
