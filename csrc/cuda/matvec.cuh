@@ -79,10 +79,61 @@ constexpr size_t matvec_shared_bytes(int64_t k) {
 }
 
 // x[begin, begin + chunk) of all rows into shared memory, zeros behind k and for rows that are not
-// there.
+// there. A thread asks for several eights before it writes the first one.
+template <int M>
+__device__ __forceinline__ void stage_eights(const Input& in, const RowsOf<M>& of, int64_t begin,
+                                             int chunk, float* shared) {
+  constexpr int kAhead = M == 1 ? 2 : 4;  // what the registers hold
+  const int of_row = chunk / 8, all = M * of_row;
+  const bool normed = in.norm != nullptr;
+#pragma unroll 1
+  for (int first = dev::thread(); first < all; first += kAhead * kMatvecThreads) {
+    Chunk x[kAhead][2], norm[kAhead][2];
+    float factor[kAhead];
+    float* to[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int own = first + a * kMatvecThreads, m = M == 1 ? 0 : own / of_row;
+      const int eighth = own - m * of_row;
+      const int64_t at = begin + eighth * 8;
+      const float* row = own < all ? of.rows[m] : nullptr;
+      const bool there = row != nullptr && at < in.k;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        x[a][half] = dev::load_if(there, row + at + half * 4);
+        norm[a][half] = dev::load_if(there && normed, in.norm + at + half * 4);
+      }
+      factor[a] = there && normed ? of.factor[m] : 1.0f;
+      to[a] = own < all ? shared + m * chunk + eighth * 4 : nullptr;
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (to[a] == nullptr) break;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Four values;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float value = dev::float_of(x[a][half].word[i]);
+          values.value[i] =
+              normed ? value * factor[a] * dev::float_of(norm[a][half].word[i]) : value;
+        }
+        *reinterpret_cast<Four*>(to[a] + half * (chunk / 2)) = values;
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ bool aligned(const float* at) {
+  return reinterpret_cast<uintptr_t>(at) % sizeof(Chunk) == 0;
+}
+
 template <int M>
 __device__ void stage(const Input& in, const RowsOf<M>& of, int64_t begin, int64_t chunk,
                       float* shared) {
+  bool wide = in.k % 8 == 0 && aligned(in.norm);
+  for (int m = 0; m < M; ++m) wide = wide && aligned(of.rows[m]);
+  if (wide) return stage_eights<M>(in, of, begin, static_cast<int>(chunk), shared);
 #pragma unroll 1
   for (int m = 0; m < M; ++m) {
     const float* row = of.rows[m];
