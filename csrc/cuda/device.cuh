@@ -148,10 +148,10 @@ __device__ __forceinline__ void fence() { __threadfence(); }
 // what the first one gave. barrier: one number, 0 before its first use.
 //
 // What any thread wrote before is read by any thread behind it, with plain loads: sync_block puts
-// the block's writes before its first thread's release, the acquire that sees all releases puts
-// them before what this block's threads do behind their sync_block, and it drops the L1 cache's old
-// lines, which are those of the whole multiprocessor. Loads of the non-coherent way (load_once)
-// have no part in this order: they are for weights.
+// the block's writes before its first thread's release, the fence behind the load that sees all
+// releases puts them before what this block's threads do behind their sync_block, and it drops the
+// L1 cache's old lines, which are those of the whole multiprocessor. Loads of the non-coherent way
+// (load_once) have no part in this order: they are for weights.
 __device__ __forceinline__ uint32_t arrive_at_grid(uint32_t* barrier) {
   __syncthreads();
   uint32_t before = 0;
@@ -165,9 +165,10 @@ __device__ __forceinline__ uint32_t arrive_at_grid(uint32_t* barrier) {
 __device__ __forceinline__ void wait_for_grid(uint32_t* barrier, uint32_t before) {
   if (threadIdx.x == 0) {
     uint32_t now;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(barrier) : "memory");
+    do {  // relaxed: an acquire drops the L1 cache's lines each time
+      asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(barrier) : "memory");
     } while (!grid_passed(before, now));
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
   }
   __syncthreads();
 }
