@@ -133,9 +133,8 @@ __device__ __forceinline__ Chunk load_if(bool wanted, const void* from) {
 __device__ __forceinline__ int32_t fetch_add(int32_t* at, int32_t value) {
   return atomicAdd(at, value);
 }
-__device__ __forceinline__ void fetch_add(uint32_t* at, uint32_t value) { atomicAdd(at, value); }
-__device__ __forceinline__ void fetch_add(uint64_t* at, uint64_t value) {
-  atomicAdd(reinterpret_cast<unsigned long long*>(at), value);
+__device__ __forceinline__ uint32_t fetch_add(uint32_t* at, uint32_t value) {
+  return atomicAdd(at, value);
 }
 __device__ __forceinline__ void fetch_max(uint64_t* at, uint64_t value) {
   atomicMax(reinterpret_cast<unsigned long long*>(at), value);

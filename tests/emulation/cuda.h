@@ -132,8 +132,7 @@ float half_bits_to_float(uint16_t bits);
 uint16_t float_to_half_bits(float value);
 
 inline int32_t fetch_add(int32_t* at, int32_t value) { return std::exchange(*at, *at + value); }
-inline void fetch_add(uint32_t* at, uint32_t value) { *at += value; }
-inline void fetch_add(uint64_t* at, uint64_t value) { *at += value; }
+inline uint32_t fetch_add(uint32_t* at, uint32_t value) { return std::exchange(*at, *at + value); }
 inline void fetch_max(uint64_t* at, uint64_t value) { *at = *at < value ? value : *at; }
 inline void fence() {}
 inline void await_inputs() {}
