@@ -117,6 +117,17 @@ __device__ __forceinline__ Chunk load_written(const void* from) {
   return c;
 }
 
+// The same where it is wanted, else zeros; without a branch.
+__device__ __forceinline__ Chunk load_written_if(bool wanted, const void* from) {
+  Chunk c{};
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+      "@p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(c.word[0]), "+r"(c.word[1]), "+r"(c.word[2]), "+r"(c.word[3])
+      : "l"(from), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
+  return c;
+}
 // 16 bytes that kernels or other blocks wrote, where they are wanted, else zeros; kept in the L1
 // cache.
 __device__ __forceinline__ Chunk load_if(bool wanted, const void* from) {

@@ -57,13 +57,16 @@ __device__ __forceinline__ Eight<T> fetch_eight(const T* from) {
   return eight;
 }
 
-// Weights where they are wanted, else zeros.
-template <class T>
+// Where they are wanted, else zeros.
+template <From kFrom = From::kWeights, class T>
 __device__ __forceinline__ Eight<T> fetch_eight_if(bool wanted, const T* from) {
   Eight<T> eight;
 #pragma unroll
-  for (size_t i = 0; i < sizeof(T) / 2; ++i)
-    eight.chunk[i] = dev::load_once_if(wanted, from + i * (sizeof(Chunk) / sizeof(T)));
+  for (size_t i = 0; i < sizeof(T) / 2; ++i) {
+    const T* at = from + i * (sizeof(Chunk) / sizeof(T));
+    eight.chunk[i] =
+        kFrom == From::kWeights ? dev::load_once_if(wanted, at) : dev::load_written_if(wanted, at);
+  }
   return eight;
 }
 

@@ -116,6 +116,7 @@ inline int count_bits(uint32_t bits) { return std::popcount(bits); }
 Chunk load_once(const void* from);
 Chunk load_once_if(bool wanted, const void* from);
 Chunk load_written(const void* from);
+Chunk load_written_if(bool wanted, const void* from);
 Chunk load_if(bool wanted, const void* from);
 
 inline uint32_t bits_of(float value) {
