@@ -112,11 +112,13 @@ class DecodeState:
             # A capture may run the step to load its kernels, and a run moves everything on.
             kept = [self.tokens, self.positions, self.draws, self.step]
             before = [tensor.clone() for tensor in kept]
-            self._graphs[key] = self.engine.runtime.capture(
-                lambda: self._launch(bucket, routing, persistent)
-            )
-            for tensor, value in zip(kept, before, strict=True):
-                tensor.copy_(value)
+            try:
+                self._graphs[key] = self.engine.runtime.capture(
+                    lambda: self._launch(bucket, routing, persistent)
+                )
+            finally:  # also where the graph is refused after that run: nothing has been queued then
+                for tensor, value in zip(kept, before, strict=True):
+                    tensor.copy_(value)
             if len(self._graphs) > _MOST_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)

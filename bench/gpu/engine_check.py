@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from flexidepth.config import FlexiDepthConfig
 from flexidepth.modeling import FlexiDepthForCausalLM
-from flexidepth_ext.cuda_decode import Sampling
+from flexidepth_ext.cuda_cache import CudaKVCache
+from flexidepth_ext.cuda_decode import DecodeStep, Sampling
 from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.cuda_runtime import Runtime
 from flexidepth_ext.engine import Engine
@@ -27,7 +29,8 @@ class EngineCheck:
     """Root mean squares of the logits' errors against float32 on the same decisions: of a prompt, of the same text
     token by token, and of torch in the same type. agreement: share of decisions farther than 0.02 from the threshold
     that are float32's. same_tokens: whether graphs chose the tokens that single passes chose. same_bits: whether
-    persistent passes gave the bits of those of many kernels."""
+    persistent passes gave the bits of those of many kernels, alone and in graphs. overlap: whether kernels that begin
+    before those ahead of them have ended gave these tokens and bits; None where the device has them wait."""
 
     model: str
     dtype: str
@@ -37,13 +40,15 @@ class EngineCheck:
     agreement: float
     same_tokens: bool
     same_bits: bool
+    overlap: bool | None
 
     @property
     def ok(self) -> bool:
         """Whether it is as exact as it has to be."""
         worst = max(self.prompt_error, self.token_error)
         exact = worst <= _WORST * max(self.torch_error, 1e-6)
-        return exact and self.agreement >= _SETTLED and self.same_tokens and self.same_bits
+        same = self.same_tokens and self.same_bits and self.overlap is not False
+        return exact and self.agreement >= _SETTLED and same
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -83,10 +88,21 @@ def check_engine(
     thresholds = torch.tensor([float(t) for t in config.router_thresholds])
     settled = (exact.gates - thresholds).abs() > _MARGIN
     agreement = float(((prompt.gates > thresholds) == mask.bool())[settled].float().mean())
-    same = _same_tokens(engine, ids)
+    chosen = _tokens_of_passes(engine, ids)
+    same = _tokens_of_graphs(engine, ids) == chosen
     engine.close()
     model = _torch_model(config, weights).to(runtime.device, dtype)
     theirs = model(ids.long()[None].to(runtime.device), force_routing=mask.to(runtime.device))
+
+    def form(**how: bool) -> CudaEngine:
+        return CudaEngine(config, weights, dtype=dtype, runtime=runtime, max_rows=tokens, **how)
+
+    bits = _bits(form(persistent=False, overlap=False), ids)
+    overlap: bool | None = None
+    if runtime.can_overlap:
+        overlapping = form(persistent=False, overlap=True)
+        overlap = _tokens_of_graphs(overlapping, ids) == chosen
+        overlap = _alike(_bits(overlapping, ids), bits) and overlap
     return EngineCheck(
         name,
         str(dtype).removeprefix("torch."),
@@ -95,57 +111,68 @@ def check_engine(
         error(theirs.logits[0]),
         agreement,
         same,
-        _same_bits(config, weights, dtype, runtime, ids),
+        _alike(_bits(form(persistent=True, overlap=False), ids), bits),
+        overlap,
     )
 
 
-def _same_tokens(engine: CudaEngine, ids: Tensor, count: int = 12) -> bool:
-    """Greedy tokens of single passes, and of graphs that run ahead."""
-    caches = [engine.new_cache(len(ids) + count) for _ in range(2)]
-    first = [int(engine.forward(ids, [len(ids)], [cache]).logits.argmax()) for cache in caches]
-    plain, ahead = [first[0]], [first[1]]
+def _tokens_of_passes(engine: CudaEngine, ids: Tensor, count: int = 12) -> list[int]:
+    """Greedy tokens of single passes."""
+    cache = engine.new_cache(len(ids) + count)
+    tokens = [int(engine.forward(ids, [len(ids)], [cache]).logits.argmax())]
     for _ in range(count - 1):
-        step = engine.forward(torch.tensor(plain[-1:], dtype=torch.int32), [1], caches[:1])
-        plain.append(int(step.logits.argmax()))
-    run = engine.decode(caches[1:], first[1:], Sampling(), seeds=[0])
+        step = engine.forward(torch.tensor(tokens[-1:], dtype=torch.int32), [1], [cache])
+        tokens.append(int(step.logits.argmax()))
+    return tokens
+
+
+def _tokens_of_graphs(engine: CudaEngine, ids: Tensor, count: int = 12) -> list[int]:
+    """The same of graphs that run ahead."""
+    cache = engine.new_cache(len(ids) + count)
+    tokens = [int(engine.forward(ids, [len(ids)], [cache]).logits.argmax())]
+    for step in _decode(engine, [cache], tokens, count - 1):
+        tokens += step.tokens
+    return tokens
+
+
+def _decode(
+    engine: CudaEngine, caches: list[CudaKVCache], tokens: list[int], count: int
+) -> Iterator[DecodeStep]:
+    """Greedy steps, always one of them ahead."""
+    run = engine.decode(caches, tokens, Sampling(), seeds=[0] * len(caches))
     run.launch()
-    while run.in_flight:
-        if len(ahead) + run.in_flight < count:
+    for number in range(1, count + 1):
+        if number < count:
             run.launch()
-        ahead += run.collect().tokens
-    return plain == ahead
+        yield run.collect()
 
 
-def _same_bits(
-    config: FlexiDepthConfig,
-    weights: list[tuple[str, Tensor]],
-    dtype: torch.dtype,
-    runtime: Runtime,
-    ids: Tensor,
-    count: int = 3,
-) -> bool:
-    """Logits, gates, decisions and caches of one, two and all of three sequences side by side, in both forms."""
-    found: list[list[Tensor]] = []
+def _bits(engine: CudaEngine, ids: Tensor, count: int = 3) -> list[Tensor]:
+    """Logits, gates and decisions of one, two and all of three sequences side by side, then what graphs choose for
+    these, and the caches. Closes the engine."""
     starts = [len(ids), len(ids) // 2, 3]
-    for persistent in (False, True):
-        engine = CudaEngine(
-            config, weights, dtype=dtype, runtime=runtime, max_rows=len(ids), persistent=persistent
-        )
-        caches = [engine.new_cache(len(ids) + 3 * count) for _ in starts]
-        for start, cache in zip(starts, caches, strict=True):
-            engine.forward(ids[:start].clone(), [start], [cache])
-        made: list[Tensor] = []
-        for number in range(3 * count):
-            beside = caches[: number // count + 1]
-            tokens = ids[number : number + len(beside)].clone()
-            step = engine.forward(tokens, [1] * len(beside), beside)
-            made += [step.logits, step.gates, step.ran]
-        for cache in caches:
-            cache.poison_unused()
+    caches = [engine.new_cache(len(ids) + 4 * count) for _ in starts]
+    for start, cache in zip(starts, caches, strict=True):
+        engine.forward(ids[:start].clone(), [start], [cache])
+    made: list[Tensor] = []
+    for number in range(3 * count):
+        beside = caches[: number // count + 1]
+        tokens = ids[number : number + len(beside)].clone()
+        step = engine.forward(tokens, [1] * len(beside), beside)
+        made += [step.logits, step.gates, step.ran]
+    for chosen in _decode(engine, caches, ids[: len(caches)].tolist(), count):
+        made += [torch.tensor(chosen.tokens), torch.tensor(chosen.logprobs)]
+        made += [chosen.gates, chosen.ran]
+    for cache in caches:
+        cache.poison_unused()
+        with engine.runtime.active():  # behind the poison
             made += [page.cpu() for page in cache.pages]
-        engine.close()
-        found.append(made)
-    return all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    engine.close()
+    return made
+
+
+def _alike(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
 def _torch_model(

@@ -61,14 +61,16 @@ def check_lines(checks: Sequence[EngineCheck]) -> list[str]:
         "## Engine against float32 on the same decisions",
         "",
         "| model | type | error, prompt | error, token by token | torch's error | decisions alike | graphs' tokens "
-        "| persistent pass | |",
-        "|---|---|--:|--:|--:|--:|---|---|---|",
+        "| persistent pass | kernels overlap | |",
+        "|---|---|--:|--:|--:|--:|---|---|---|---|",
     ]
+    overlap = {True: "same tokens and bits", False: "DIFFER", None: "not on this device"}
     for c in checks:
         lines.append(
             f"| {c.model} | {c.dtype} | {c.prompt_error:.4f} | {c.token_error:.4f} | {c.torch_error:.4f} "
             f"| {c.agreement:.2%} | {'alike' if c.same_tokens else 'DIFFER'} "
-            f"| {'same bits' if c.same_bits else 'OTHER BITS'} | {'ok' if c.ok else 'FAILED'} |"
+            f"| {'same bits' if c.same_bits else 'OTHER BITS'} | {overlap[c.overlap]} "
+            f"| {'ok' if c.ok else 'FAILED'} |"
         )
     return lines
 

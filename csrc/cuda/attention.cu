@@ -7,10 +7,10 @@ namespace flexidepth::cuda {
 namespace {
 
 template <class T, int L>
-__global__ void __launch_bounds__(kAttentionThreads) attention_kernel(const AttentionArgs args) {
+__global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(const AttentionArgs args) {
   dev::await_inputs();
   if (dev::block(2) >= live_rows(args.q)) return;
-  const PageOf<T, L> page(args, dev::block(2), dev::block(1), dev::block(0));
+  const PageOf<T, L, 2> page(args, dev::block(2), dev::block(1), dev::block(0));
   if (dev::block(0) >= page.num_pages) return;
   auto* shared = dev::shared_memory<float>();
   page.compute(shared);

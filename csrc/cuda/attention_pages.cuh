@@ -27,9 +27,13 @@ __device__ __forceinline__ float faded(float value, float from, float to) {
   return from == -INFINITY ? 0.0f : value * expf(from - to);
 }
 
-__device__ __forceinline__ void take(HeadStates& state, int h, float score, const float (&v)[8]) {
-  const float peak = fmaxf(state.peak[h], score);
-  const float keep = faded(1.0f, state.peak[h], peak), weight = expf(score - peak);
+// A token that is not seen has the weight 0, and v is 0 then: nothing changes, and no branch keeps
+// one head from going on while another waits.
+__device__ __forceinline__ void take(HeadStates& state, int h, bool seen, float score,
+                                     const float (&v)[8]) {
+  const float peak = seen ? fmaxf(state.peak[h], score) : state.peak[h];
+  const float keep = faded(1.0f, state.peak[h], peak);
+  const float weight = seen ? expf(score - peak) : 0.0f;
   state.peak[h] = peak;
   state.sum[h] = state.sum[h] * keep + weight;
 #pragma unroll
@@ -72,11 +76,19 @@ constexpr size_t attention_shared_bytes(int64_t head_dim) {
 // A block takes a page of a row's context, the nth that the row sees, and some query heads of a KV
 // head, which `part` counts over all KV heads. L lanes share a token, eight dimensions each. Which
 // lanes and warps take a token depends on its place in the page alone, pages are joined in order,
-// and so a row's result does not depend on the other rows.
-template <class T, int L>
+// and so a row's result does not depend on the other rows. kAhead: tokens of a lane that are on
+// their way while others are computed.
+template <class T, int L, int kAhead>
 struct PageOf {
   static constexpr int kSlots = kAttentionThreads / L;  // tokens at a time
   static constexpr int kPage = static_cast<int>(kPageTokens);
+
+  // A lane's dimensions of a token; zeros of one that is not seen.
+  struct Token {
+    Eight<T> key;
+    Eight<T> value;
+    bool seen;
+  };
 
   const AttentionArgs& args;
   const KvLayout& layout = args.pages.layout;
@@ -119,31 +131,54 @@ struct PageOf {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         state.out[h][j] = 0.0f;
-        q[h][j] =
-            h < heads && has_dims()
-                ? row_of(args.q, row)[(first_head + h) * layout.head_dim + dim + j] * args.scale
-                : 0.0f;
+      }
+      const float* own = row_of(args.q, row) + (first_head + h) * layout.head_dim + dim;
+      const bool wanted = h < heads && has_dims();
+      if (reinterpret_cast<uintptr_t>(own) % sizeof(Chunk) == 0) {
+        const Chunk half[2] = {dev::load_if(wanted, own), dev::load_if(wanted, own + 4)};
+#pragma unroll
+        for (int j = 0; j < 8; ++j) q[h][j] = dev::float_of(half[j / 4].word[j % 4]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) q[h][j] = wanted ? own[j] : 0.0f;
       }
     }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) q[h][j] *= args.scale;
     const int base = page * kPage;
     const int last = position - base < kPage ? position - base + 1 : kPage;
-#pragma unroll 2
-    for (int turn = 0; turn < last; turn += kSlots) {  // the same for all lanes: they shuffle
-      const int slot = turn + dev::thread() / L;
-      const bool seen = slot < last && base + slot >= begin;
-      float k[8] = {}, v[8] = {};
-      if (seen && has_dims()) {
-        load_eight<From::kCache>(keys + slot * layout.head_dim, k);
-        load_eight<From::kCache>(values + slot * layout.head_dim, v);
-      }
+    const int first = begin - base, dims = static_cast<int>(layout.head_dim);
+    const auto fetch = [&](int slot) {
+      const bool seen = slot < last && slot >= first, wanted = seen && has_dims();
+      return Token{fetch_eight_if<From::kCache>(wanted, keys + slot * dims),
+                   fetch_eight_if<From::kCache>(wanted, values + slot * dims), seen};
+    };
+    const int own = dev::thread() / L;
+    // As many turns for all lanes: they shuffle.
+    Token ahead[kAhead];
 #pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        float score = 0.0f;
+    for (int a = 0; a < kAhead; ++a) ahead[a] = fetch(own + a * kSlots);
+#pragma unroll 1
+    for (int turn = 0; turn < last; turn += kAhead * kSlots) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) score = fmaf(q[h][j], k[j], score);
+      for (int a = 0; a < kAhead; ++a) {
+        const Token token = ahead[a];
+        float k[8], v[8], score[kHeads] = {};
+        unpack(token.key, k);
+        ahead[a] = fetch(turn + own + (kAhead + a) * kSlots);
 #pragma unroll
-        for (int lanes = L / 2; lanes > 0; lanes /= 2) score += dev::shuffle_xor(score, lanes);
-        if (seen) take(state, h, score, v);
+        for (int h = 0; h < kHeads; ++h)
+#pragma unroll
+          for (int j = 0; j < 8; ++j) score[h] = fmaf(q[h][j], k[j], score[h]);
+#pragma unroll
+        for (int lanes = L / 2; lanes > 0; lanes /= 2)
+#pragma unroll
+          for (int h = 0; h < kHeads; ++h) score[h] += dev::shuffle_xor(score[h], lanes);
+        unpack(token.value, v);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) take(state, h, token.seen, score[h], v);
       }
     }
 #pragma unroll

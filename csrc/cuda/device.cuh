@@ -73,6 +73,17 @@ __device__ __forceinline__ Chunk load_once(const void* from) {
   return c;
 }
 
+// The same where it is wanted, else zeros; without a branch, so that no other load waits for it.
+__device__ __forceinline__ Chunk load_once_if(bool wanted, const void* from) {
+  Chunk c{};
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+      "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(c.word[0]), "+r"(c.word[1]), "+r"(c.word[2]), "+r"(c.word[3])
+      : "l"(from), "r"(static_cast<uint32_t>(wanted)));
+  return c;
+}
+
 // The first thing that a kernel does on what others wrote, by every thread. Launched with `overlap`
 // (cuda/context.h) a kernel begins while the one before it still runs: here it waits until that one
 // and all its writes are done, and lets the one behind it begin in turn.
@@ -106,12 +117,35 @@ __device__ __forceinline__ Chunk load_written(const void* from) {
   return c;
 }
 
+// The same where it is wanted, else zeros; without a branch.
+__device__ __forceinline__ Chunk load_written_if(bool wanted, const void* from) {
+  Chunk c{};
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+      "@p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(c.word[0]), "+r"(c.word[1]), "+r"(c.word[2]), "+r"(c.word[3])
+      : "l"(from), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
+  return c;
+}
+// 16 bytes that kernels or other blocks wrote, where they are wanted, else zeros; kept in the L1
+// cache.
+__device__ __forceinline__ Chunk load_if(bool wanted, const void* from) {
+  Chunk c{};
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+      "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(c.word[0]), "+r"(c.word[1]), "+r"(c.word[2]), "+r"(c.word[3])
+      : "l"(from), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
+  return c;
+}
+
 __device__ __forceinline__ int32_t fetch_add(int32_t* at, int32_t value) {
   return atomicAdd(at, value);
 }
-__device__ __forceinline__ void fetch_add(uint32_t* at, uint32_t value) { atomicAdd(at, value); }
-__device__ __forceinline__ void fetch_add(uint64_t* at, uint64_t value) {
-  atomicAdd(reinterpret_cast<unsigned long long*>(at), value);
+__device__ __forceinline__ uint32_t fetch_add(uint32_t* at, uint32_t value) {
+  return atomicAdd(at, value);
 }
 __device__ __forceinline__ void fetch_max(uint64_t* at, uint64_t value) {
   atomicMax(reinterpret_cast<unsigned long long*>(at), value);
@@ -124,10 +158,10 @@ __device__ __forceinline__ void fence() { __threadfence(); }
 // what the first one gave. barrier: one number, 0 before its first use.
 //
 // What any thread wrote before is read by any thread behind it, with plain loads: sync_block puts
-// the block's writes before its first thread's release, the acquire that sees all releases puts
-// them before what this block's threads do behind their sync_block, and it drops the L1 cache's old
-// lines, which are those of the whole multiprocessor. Loads of the non-coherent way (load_once)
-// have no part in this order: they are for weights.
+// the block's writes before its first thread's release, the fence behind the load that sees all
+// releases puts them before what this block's threads do behind their sync_block, and it drops the
+// L1 cache's old lines, which are those of the whole multiprocessor. Loads of the non-coherent way
+// (load_once) have no part in this order: they are for weights.
 __device__ __forceinline__ uint32_t arrive_at_grid(uint32_t* barrier) {
   __syncthreads();
   uint32_t before = 0;
@@ -141,9 +175,10 @@ __device__ __forceinline__ uint32_t arrive_at_grid(uint32_t* barrier) {
 __device__ __forceinline__ void wait_for_grid(uint32_t* barrier, uint32_t before) {
   if (threadIdx.x == 0) {
     uint32_t now;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(barrier) : "memory");
+    do {  // relaxed: an acquire drops the L1 cache's lines each time
+      asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(barrier) : "memory");
     } while (!grid_passed(before, now));
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
   }
   __syncthreads();
 }

@@ -79,10 +79,61 @@ constexpr size_t matvec_shared_bytes(int64_t k) {
 }
 
 // x[begin, begin + chunk) of all rows into shared memory, zeros behind k and for rows that are not
-// there.
+// there. A thread asks for several eights before it writes the first one.
+template <int M>
+__device__ __forceinline__ void stage_eights(const Input& in, const RowsOf<M>& of, int64_t begin,
+                                             int chunk, float* shared) {
+  constexpr int kAhead = M == 1 ? 2 : 4;  // what the registers hold
+  const int of_row = chunk / 8, all = M * of_row;
+  const bool normed = in.norm != nullptr;
+#pragma unroll 1
+  for (int first = dev::thread(); first < all; first += kAhead * kMatvecThreads) {
+    Chunk x[kAhead][2], norm[kAhead][2];
+    float factor[kAhead];
+    float* to[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int own = first + a * kMatvecThreads, m = M == 1 ? 0 : own / of_row;
+      const int eighth = own - m * of_row;
+      const int64_t at = begin + eighth * 8;
+      const float* row = own < all ? of.rows[m] : nullptr;
+      const bool there = row != nullptr && at < in.k;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        x[a][half] = dev::load_if(there, row + at + half * 4);
+        norm[a][half] = dev::load_if(there && normed, in.norm + at + half * 4);
+      }
+      factor[a] = there && normed ? of.factor[m] : 1.0f;
+      to[a] = own < all ? shared + m * chunk + eighth * 4 : nullptr;
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (to[a] == nullptr) break;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Four values;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float value = dev::float_of(x[a][half].word[i]);
+          values.value[i] =
+              normed ? value * factor[a] * dev::float_of(norm[a][half].word[i]) : value;
+        }
+        *reinterpret_cast<Four*>(to[a] + half * (chunk / 2)) = values;
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ bool aligned(const float* at) {
+  return reinterpret_cast<uintptr_t>(at) % sizeof(Chunk) == 0;
+}
+
 template <int M>
 __device__ void stage(const Input& in, const RowsOf<M>& of, int64_t begin, int64_t chunk,
                       float* shared) {
+  bool wide = in.k % 8 == 0 && aligned(in.norm);
+  for (int m = 0; m < M; ++m) wide = wide && aligned(of.rows[m]);
+  if (wide) return stage_eights<M>(in, of, begin, static_cast<int>(chunk), shared);
 #pragma unroll 1
   for (int m = 0; m < M; ++m) {
     const float* row = of.rows[m];
@@ -100,18 +151,105 @@ __device__ void stage(const Input& in, const RowsOf<M>& of, int64_t begin, int64
   }
 }
 
-// Eight weights from inputs `at` on; what lies behind k is 0.
-template <class T>
-__device__ __forceinline__ void load_weights(const T* row, int64_t at, int64_t k, bool aligned,
-                                             float (&out)[8]) {
-  if (row == nullptr || at >= k) {
+// The two rows of weights of each of a warp's pairs.
+template <class T, int P>
+using WeightRows = const T* [P][2];
+
+// Rows that are not there are others, and what they give is not stored: no load asks which they
+// are.
+template <class T, int P, class Op>
+__device__ __forceinline__ void find_weights(const Op& op, int64_t first, WeightRows<T, P>& rows) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] = 0.0f;
-  } else if (aligned) {
-    load_eight(row + at, out);
-  } else {
+  for (int p = 0; p < P; ++p) {
+    Pair<T> pair = op.pair(first + p < op.units() ? first + p : first);
+    if (pair.a == nullptr) pair.a = op.pair(0).a;
+    rows[p][0] = pair.a;
+    rows[p][1] = pair.b == nullptr ? pair.a : pair.b;
+  }
+}
+
+// sum[m] += x[m] w over eight inputs. low: the first four of the first row of x; the others are
+// half a chunk behind.
+template <int M, int P>
+__device__ __forceinline__ void add_products(const float (&w)[P][2][8], const float* low, int chunk,
+                                             float (&sum)[M][P][2]) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] = at + i < k ? to_float(row[at + i]) : 0.0f;
+  for (int m = 0; m < M; ++m) {
+    dev::keep_order();  // one row's inputs at a time: all together would not fit the registers
+    const Four x[2] = {*reinterpret_cast<const Four*>(low + m * chunk),
+                       *reinterpret_cast<const Four*>(low + m * chunk + chunk / 2)};
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int p = 0; p < P; ++p)
+#pragma unroll
+        for (int side = 0; side < 2; ++side)
+          sum[m][p][side] = fmaf(x[j / 4].value[j % 4], w[p][side][j], sum[m][p][side]);
+  }
+}
+
+// Steps whose weights are asked for together: eight loads of 16 bytes are on their way at a time.
+template <class T, int P>
+constexpr int kStepsAhead = 8 / (2 * P * static_cast<int>(sizeof(T) / 2));
+
+// The products of that many steps; a lane's inputs are [i, i + 8) of the first, below `end`, and
+// unless kWhole the last steps may be beyond it. weights: at the chunk's beginning.
+template <bool kWhole, class T, int M, int P>
+__device__ __forceinline__ void add_steps(const WeightRows<T, P>& weights, const float* shared,
+                                          int chunk, int i, int end, float (&sum)[M][P][2]) {
+  constexpr int kSteps = kStepsAhead<T, P>;
+  Eight<T> raw[kSteps][P][2];
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+    for (int p = 0; p < P; ++p)
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const int at = i + step * kMatvecStep;
+        const T* from = weights[p][side] + at;
+        raw[step][p][side] = kWhole ? fetch_eight(from) : fetch_eight_if(at < end, from);
+      }
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const int at = i + step * kMatvecStep;
+    if (!kWhole && at >= end) break;
+    float w[P][2][8];
+#pragma unroll
+    for (int p = 0; p < P; ++p)
+#pragma unroll
+      for (int side = 0; side < 2; ++side) unpack(raw[step][p][side], w[p][side]);
+    add_products(w, shared + at / 2, chunk, sum);
+  }
+}
+
+// The products of a chunk, whose first `end` inputs there are.
+template <class T, int M, int P>
+__device__ __forceinline__ void add_chunk(const WeightRows<T, P>& weights, const float* shared,
+                                          int chunk, int end, float (&sum)[M][P][2]) {
+  constexpr int kInputs = kStepsAhead<T, P> * kMatvecStep;
+  const int own = dev::thread() % kWarp * 8, whole = end / kInputs * kInputs;
+#pragma unroll 1
+  for (int i = 0; i < whole; i += kInputs)
+    add_steps<true, T>(weights, shared, chunk, i + own, end, sum);
+  if (whole < end) add_steps<false, T>(weights, shared, chunk, whole + own, end, sum);
+}
+
+// The same where rows of weights begin anywhere, weight by weight.
+template <class T, int M, int P>
+__device__ __forceinline__ void add_chunk_anywhere(const WeightRows<T, P>& weights,
+                                                   const float* shared, int chunk, int end,
+                                                   float (&sum)[M][P][2]) {
+#pragma unroll 1
+  for (int i = dev::thread() % kWarp * 8; i < end; i += kMatvecStep) {
+    float w[P][2][8];
+#pragma unroll
+    for (int p = 0; p < P; ++p)
+#pragma unroll
+      for (int side = 0; side < 2; ++side)
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          w[p][side][j] = i + j < end ? to_float(weights[p][side][i + j]) : 0.0f;
+    add_products(w, shared + i / 2, chunk, sum);
   }
 }
 
@@ -159,11 +297,9 @@ __device__ __forceinline__ void multiply_rows(const Input& in, int64_t begin, in
   const int64_t chunk = matvec_chunk<M>(in.k);
   const auto& of = *reinterpret_cast<const RowsOf<M>*>(shared + M * chunk);
   const int64_t first = (block * kMatvecWarps + warp) * P;
-  Pair<T> pairs[P];
-#pragma unroll
-  for (int p = 0; p < P; ++p)
-    pairs[p] = first + p < op.units() ? op.pair(first + p) : Pair<T>{nullptr, nullptr};
-  const bool aligned = in.k % 8 == 0;
+  const bool aligned = in.k % 8 == 0, idle = first >= op.units();
+  WeightRows<T, P> weights;
+  find_weights<T, P>(op, idle ? 0 : first, weights);
   float sum[M][P][2] = {};
   for (int64_t at = 0; at < in.k; at += chunk) {
     if (!staged) {
@@ -171,30 +307,16 @@ __device__ __forceinline__ void multiply_rows(const Input& in, int64_t begin, in
       stage<M>(in, of, at, chunk, shared);
       dev::sync_block();
     }
-    const int64_t end = in.k - at < chunk ? in.k - at : chunk;
-#pragma unroll 2
-    for (int64_t i = lane * 8; i < end; i += kMatvecStep) {
-      float w[P][2][8];
-#pragma unroll
-      for (int p = 0; p < P; ++p) {
-        load_weights(pairs[p].a, at + i, in.k, aligned, w[p][0]);
-        load_weights(pairs[p].b, at + i, in.k, aligned, w[p][1]);
-      }
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-        dev::keep_order();  // one row's inputs at a time: all together would not fit the registers
-        const float* low = shared + m * chunk + i / 2;
-        const Four x[2] = {*reinterpret_cast<const Four*>(low),
-                           *reinterpret_cast<const Four*>(low + chunk / 2)};
-#pragma unroll
-        for (int j = 0; j < 8; ++j)
-#pragma unroll
-          for (int p = 0; p < P; ++p)
-#pragma unroll
-            for (int side = 0; side < 2; ++side)
-              sum[m][p][side] = fmaf(x[j / 4].value[j % 4], w[p][side][j], sum[m][p][side]);
-      }
+    const int end = static_cast<int>(idle ? 0 : in.k - at < chunk ? in.k - at : chunk);
+    if (aligned) {
+      add_chunk<T>(weights, shared, static_cast<int>(chunk), end, sum);
+    } else {
+      add_chunk_anywhere<T>(weights, shared, static_cast<int>(chunk), end, sum);
     }
+#pragma unroll
+    for (int p = 0; p < P; ++p)
+#pragma unroll
+      for (int side = 0; side < 2; ++side) weights[p][side] += chunk;
   }
   // Every lane gets every sum and keeps one pair of them.
   float own[2] = {};

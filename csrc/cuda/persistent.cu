@@ -43,6 +43,7 @@ class Walk {
 
  private:
   static constexpr int kPairs = matvec_pairs(M);
+  static constexpr int kTokensAhead = M == 1 ? 1 : 2;  // two would not fit the registers
 
   __device__ const LayerWeights& layer() const { return state_.layers[index_ % 2]; }
   __device__ bool routed() const { return !args_.dense && layer().routed_index >= 0; }
@@ -275,7 +276,8 @@ class Walk {
     for (int task = static_cast<int>(dev::block()); task < tasks;
          task += static_cast<int>(dev::blocks())) {
       const int nth = task % max_pages, part = task / max_pages;
-      const PageOf<T, L> page(attention, rows.number[part / parts], part % parts, nth);
+      const PageOf<T, L, kTokensAhead> page(attention, rows.number[part / parts], part % parts,
+                                            nth);
       if (nth >= page.num_pages) continue;
       dev::sync_block();  // what was in shared memory has been read
       page.compute(shared_);

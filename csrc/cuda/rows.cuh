@@ -42,24 +42,51 @@ __device__ __forceinline__ Chunk load_chunk(const void* from) {
   return dev::load_written(from);
 }
 
-// Eight values in a row, by loads of 16 bytes; the address is a multiple of 16.
-template <From kFrom = From::kWeights>
-__device__ __forceinline__ void load_eight(const float* from, float (&out)[8]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const Chunk c = load_chunk<kFrom>(from + half * 4);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) out[half * 4 + i] = dev::float_of(c.word[i]);
-  }
-}
+// Eight values in a row as they lie in memory, at a multiple of 16 bytes.
+template <class T>
+struct Eight {
+  Chunk chunk[sizeof(T) / 2];
+};
+
 template <From kFrom = From::kWeights, class T>
-__device__ __forceinline__ void load_eight(const T* from, float (&out)[8]) {
-  const Chunk c = load_chunk<kFrom>(from);
+__device__ __forceinline__ Eight<T> fetch_eight(const T* from) {
+  Eight<T> eight;
+#pragma unroll
+  for (size_t i = 0; i < sizeof(T) / 2; ++i)
+    eight.chunk[i] = load_chunk<kFrom>(from + i * (sizeof(Chunk) / sizeof(T)));
+  return eight;
+}
+
+// Where they are wanted, else zeros.
+template <From kFrom = From::kWeights, class T>
+__device__ __forceinline__ Eight<T> fetch_eight_if(bool wanted, const T* from) {
+  Eight<T> eight;
+#pragma unroll
+  for (size_t i = 0; i < sizeof(T) / 2; ++i) {
+    const T* at = from + i * (sizeof(Chunk) / sizeof(T));
+    eight.chunk[i] =
+        kFrom == From::kWeights ? dev::load_once_if(wanted, at) : dev::load_written_if(wanted, at);
+  }
+  return eight;
+}
+
+__device__ __forceinline__ void unpack(const Eight<float>& eight, float (&out)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) out[i] = dev::float_of(eight.chunk[i / 4].word[i % 4]);
+}
+template <class T>
+__device__ __forceinline__ void unpack(const Eight<T>& eight, float (&out)[8]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    out[2 * i] = to_float(T{static_cast<uint16_t>(c.word[i])});
-    out[2 * i + 1] = to_float(T{static_cast<uint16_t>(c.word[i] >> 16)});
+    const uint32_t two = eight.chunk[0].word[i];
+    out[2 * i] = to_float(T{static_cast<uint16_t>(two)});
+    out[2 * i + 1] = to_float(T{static_cast<uint16_t>(two >> 16)});
   }
+}
+
+template <From kFrom = From::kWeights, class T>
+__device__ __forceinline__ void load_eight(const T* from, float (&out)[8]) {
+  unpack(fetch_eight<kFrom>(from), out);
 }
 
 }  // namespace flexidepth::cuda

@@ -13,9 +13,15 @@ constexpr int kDigits = 256;  // of eight bits, four of them a key
 constexpr float kMassUnit =
     0x1p40f;  // probabilities are counted in whole units: sums have no order
 
+constexpr int kGroup = 16;  // digits
+constexpr int kCopies = 8;  // of the counts of digits: lanes of a warp find the same digit often
+
 // What a block shares. Every sum is over whole numbers or in a fixed order.
 struct Shared {
+  uint32_t low[kDigits * kCopies];  // of 64-bit sums; a copy's neighbours are in other banks
+  uint32_t high[kDigits * kCopies];
   uint64_t mass[kDigits];
+  uint64_t groups[kDigits / kGroup];
   uint64_t scan[kThreads];
   float sums[kWarps];
   uint64_t best;
@@ -76,9 +82,18 @@ class Draw {
       const uint64_t key = best_key(logits_[i], i);
       best = key > best ? key : best;
     }
-    if (dev::thread() == 0) shared_.best = 0;
+    shared_.scan[dev::thread()] = best;
     dev::sync_block();
-    dev::fetch_max(&shared_.best, best);
+    if (dev::thread() < kWarp) {
+      for (int i = dev::thread() + kWarp; i < kThreads; i += kWarp)
+        best = shared_.scan[i] > best ? shared_.scan[i] : best;
+      shared_.scan[dev::thread()] = best;
+    }
+    dev::sync_block();
+    if (dev::thread() == 0) {
+      for (int i = 1; i < kWarp; ++i) best = shared_.scan[i] > best ? shared_.scan[i] : best;
+      shared_.best = best;
+    }
     dev::sync_block();
     return best_token(shared_.best);
   }
@@ -105,23 +120,52 @@ class Draw {
     return static_cast<uint64_t>(weight * kMassUnit + 0.5f);
   }
 
+  // Adds to a digit's count, in this lane's copy. Halves of 32 bits, which shared memory adds by
+  // itself: 64 bits it would only exchange, again and again while others do.
+  __device__ void count(uint32_t digit, uint64_t value) {
+    const uint32_t at = digit * kCopies + static_cast<uint32_t>(dev::thread() % kCopies);
+    const auto low = static_cast<uint32_t>(value);
+    auto high = static_cast<uint32_t>(value >> 32);
+    if (dev::fetch_add(&shared_.low[at], low) + low < low) ++high;  // it went round
+    if (high > 0) dev::fetch_add(&shared_.high[at], high);
+  }
+  __device__ void count_one(uint32_t digit) {
+    dev::fetch_add(&shared_.low[digit * kCopies + static_cast<uint32_t>(dev::thread() % kCopies)],
+                   1u);
+  }
+
   // Counts the values whose key has the known digits, by their next digit; then finds the digit in
-  // which the count from above passes `wanted`.
-  template <class Key, class Amount>
+  // which the count from above passes `wanted`. add(i, digit) counts token i.
+  template <class Key, class Add>
   __device__ void next_digit(int shift, uint32_t known, uint64_t wanted, const Key& key,
-                             const Amount& amount) {
-    for (int d = dev::thread(); d < kDigits; d += kThreads) shared_.mass[d] = 0;
+                             const Add& add) {
+    for (int i = dev::thread(); i < kDigits * kCopies; i += kThreads)
+      shared_.low[i] = shared_.high[i] = 0;
     dev::sync_block();
     for (int64_t i = dev::thread(); i < args_.vocab; i += kThreads) {
       const uint32_t own = key(i);
       if (shift < 24 && own >> (shift + 8) != known >> (shift + 8)) continue;
-      const uint64_t value = amount(i);
-      if (value > 0) dev::fetch_add(&shared_.mass[own >> shift & 0xffu], value);
+      add(i, own >> shift & 0xffu);
+    }
+    dev::sync_block();
+    if (dev::thread() < kDigits) {
+      uint64_t sum = 0;
+      for (int i = dev::thread() * kCopies; i < (dev::thread() + 1) * kCopies; ++i)
+        sum += shared_.low[i] + (static_cast<uint64_t>(shared_.high[i]) << 32);
+      shared_.mass[dev::thread()] = sum;
+    }
+    dev::sync_block();
+    if (dev::thread() < kDigits / kGroup) {
+      uint64_t sum = 0;
+      for (int i = 0; i < kGroup; ++i) sum += shared_.mass[dev::thread() * kGroup + i];
+      shared_.groups[dev::thread()] = sum;
     }
     dev::sync_block();
     if (dev::thread() == 0) {
       uint64_t above = shift == 24 ? 0 : shared_.above;
       int d = kDigits - 1;
+      for (; d >= kGroup && above + shared_.groups[d / kGroup] < wanted; d -= kGroup)
+        above += shared_.groups[d / kGroup];
       while (d > 0 && above + shared_.mass[d] < wanted) above += shared_.mass[d--];
       shared_.digit = static_cast<uint32_t>(d);
       shared_.above = above;
@@ -135,7 +179,8 @@ class Draw {
     for (int shift = 24; shift >= 0; shift -= 8) {
       next_digit(
           shift, known, static_cast<uint64_t>(how_.top_k),
-          [&](int64_t i) { return ordered_bits(scaled(i)); }, [](int64_t) { return uint64_t{1}; });
+          [&](int64_t i) { return ordered_bits(scaled(i)); },
+          [&](int64_t, uint32_t digit) { count_one(digit); });
       known |= shared_.digit << shift;
     }
     return known;
@@ -150,7 +195,10 @@ class Draw {
     for (int shift = 24; shift >= 0; shift -= 8) {
       next_digit(
           shift, known, whole < 1 ? 1 : whole, [&](int64_t i) { return dev::bits_of(weight(i)); },
-          [&](int64_t i) { return mass_of(weight(i)); });
+          [&](int64_t i, uint32_t digit) {
+            const uint64_t mass = mass_of(weight(i));
+            if (mass > 0) count(digit, mass);
+          });
       known |= shared_.digit << shift;
     }
     lightest_ = known;

@@ -1,7 +1,7 @@
 """A device that is not there: the emulated kernels behind the interface of the CUDA runtime.
 
-A capture records the calls of the compiled module with their arguments and runs none, as a CUDA graph does; a replay
-runs them with those arguments, whatever has happened since.
+A capture runs the calls once, as the real runtime does, then records them with their arguments and runs none, as a CUDA
+graph does; a replay runs them with those arguments, whatever has happened since.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class FakeRuntime:
         return torch.zeros(shape, dtype=dtype)
 
     def capture(self, launch: Callable[[], None]) -> RecordedGraph:
+        launch()  # as the real one does, to load the kernels
         self.module.calls = []
         try:
             launch()

@@ -193,6 +193,49 @@ def test_no_memory_for_another_page(make, monkeypatch):
     assert len(run.collect().tokens) == len(first) == 1
 
 
+@pytest.mark.parametrize("start", [5, 253])
+def test_a_refused_graph_leaves_everything_as_it_was(make, monkeypatch, start):
+    """The first one, and that of a longer context with a step in flight; both behind the run that loads kernels."""
+    engine, sampling, steps = make(tiny_model(tiny_config())), Sampling(3.0), 6
+    expected = plain(engine, [start], [1], steps, sampling)
+    (cache,) = prefilled(engine, [start])
+    run = engine.decode([cache], [1], sampling, seeds=SEEDS[:1])
+    state = run._state
+    moved = "tokens", "positions", "draws", "step", "seeds", "sampling", "thresholds", "tables"
+
+    def refuse(launch):
+        launch()
+        raise torch.OutOfMemoryError("no")
+
+    refused = []
+
+    def launch():
+        engine.runtime.synchronize()
+        before = [getattr(state, name).clone() for name in moved]
+        in_flight, length = run.in_flight, cache.length
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.runtime, "capture", refuse)
+            try:
+                return run.launch()
+            except OutOfMemoryError:
+                refused.append(length)
+        engine.runtime.synchronize()
+        assert (run.in_flight, cache.length) == (in_flight, length)
+        for name, value in zip(moved, before, strict=True):
+            assert torch.equal(getattr(state, name), value), name
+        return run.launch()
+
+    made = []
+    for number in range(steps + 1):
+        if number < steps:
+            launch()
+        if number > 0:
+            step = run.collect()
+            made.append((step.tokens, step.logprobs, step.gates, step.ran))
+    assert refused == ([253, 256] if start == 253 else [5])
+    assert_same(made, expected)
+
+
 def test_what_it_refuses(make, ids):
     engine = make(tiny_model(tiny_config()))
     (cache,) = prefilled(engine, [ids[:5]], room=6)

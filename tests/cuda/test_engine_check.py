@@ -49,6 +49,8 @@ def test_the_whole_run(found, tmp_path):
         assert check.ok and 0 < check.prompt_error < 1 and check.same_tokens
         assert not replace(check, same_tokens=False).ok
         assert check.same_bits and not replace(check, same_bits=False).ok
+        assert check.overlap and not replace(check, overlap=False).ok
+        assert replace(check, overlap=None).ok  # of a device that has no such launches
         assert not replace(check, token_error=3 * check.torch_error).ok
         assert not replace(check, agreement=0.99).ok
     assert [(r.model, r.overlap, r.persistent) for r in reports] == [
@@ -85,6 +87,7 @@ def test_the_whole_run(found, tmp_path):
     text = (tmp_path / "gpu_check.md").read_text()
     assert "| tiny | bfloat16 |" in text and "## tiny, kernels overlap" in text
     assert "## tiny, one persistent kernel" in text and "same bits" in text
+    assert "| same tokens and bits | ok |" in text
     assert "| 2 | 1 | router | 1000.000 | 2000.000 | many kernels |" in text
     assert "| 1 | 8 | dense |" in text and "| 16 | 50% |" in text
     assert "| idle kernel of 1000 blocks | 2.00 | 1.00 to 3.00 | us |" in text
@@ -99,7 +102,7 @@ def test_the_whole_run(found, tmp_path):
 
 
 def test_a_wrong_engine_is_not_timed(emulated, monkeypatch):
-    check = engine_run.EngineCheck("tiny", "bfloat16", 1.0, 1.0, 0.1, 1.0, True, True)
+    check = engine_run.EngineCheck("tiny", "bfloat16", 1.0, 1.0, 0.1, 1.0, True, True, None)
     monkeypatch.setattr(engine_run, "check_engine", lambda *_: check)
     make = lambda: FakeRuntime(emulated)  # noqa: E731
     checks, reports = [], []

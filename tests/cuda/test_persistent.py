@@ -44,9 +44,10 @@ def filled(engine, starts):
         cache = engine.new_cache(ROOM)
         cache.reserve(start + 4)
         cache.extend_with_zeros(start)
-        for page in cache.pages:
-            values = torch.randn(page.nbytes // engine.dtype.itemsize, generator=generator)
-            page.view(engine.dtype).copy_(values)
+        with engine.runtime.active():  # behind the zeros that a new page begins with
+            for page in cache.pages:
+                values = torch.randn(page.nbytes // engine.dtype.itemsize, generator=generator)
+                page.view(engine.dtype).copy_(values)
         caches.append(cache)
     return caches
 

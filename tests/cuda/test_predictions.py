@@ -111,6 +111,8 @@ def test_the_engine_queues_the_kernels_that_are_counted(emulated, routing):
         config, weights, dtype=torch.bfloat16, persistent=False, runtime=FakeRuntime(emulated)
     )
     run = engine.decode([engine.new_cache(8)], [1], Sampling(), seeds=[0], routing=routing)
+    run.launch()  # captures the graph, for which kernels run as well
+    run.collect()
     before = emulated.launches()
     run.launch()
     run.collect()

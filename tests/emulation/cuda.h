@@ -114,7 +114,10 @@ float shuffle_xor(float value, int lanes, Place place = Place::current());
 uint32_t ballot(bool value, Place place = Place::current());
 inline int count_bits(uint32_t bits) { return std::popcount(bits); }
 Chunk load_once(const void* from);
+Chunk load_once_if(bool wanted, const void* from);
 Chunk load_written(const void* from);
+Chunk load_written_if(bool wanted, const void* from);
+Chunk load_if(bool wanted, const void* from);
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;
@@ -130,8 +133,7 @@ float half_bits_to_float(uint16_t bits);
 uint16_t float_to_half_bits(float value);
 
 inline int32_t fetch_add(int32_t* at, int32_t value) { return std::exchange(*at, *at + value); }
-inline void fetch_add(uint32_t* at, uint32_t value) { *at += value; }
-inline void fetch_add(uint64_t* at, uint64_t value) { *at += value; }
+inline uint32_t fetch_add(uint32_t* at, uint32_t value) { return std::exchange(*at, *at + value); }
 inline void fetch_max(uint64_t* at, uint64_t value) { *at = *at < value ? value : *at; }
 inline void fence() {}
 inline void await_inputs() {}

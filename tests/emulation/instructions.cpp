@@ -59,7 +59,15 @@ Chunk load_once(const void* from) {
   return c;
 }
 
+Chunk load_once_if(bool wanted, const void* from) { return wanted ? load_once(from) : Chunk{}; }
+
 Chunk load_written(const void* from) { return copy_chunk(from); }
+
+Chunk load_written_if(bool wanted, const void* from) {
+  return wanted ? load_written(from) : Chunk{};
+}
+
+Chunk load_if(bool wanted, const void* from) { return load_written_if(wanted, from); }
 
 float half_bits_to_float(uint16_t bits) { return half_to_float(bits); }
 
