@@ -23,11 +23,13 @@ TABLE = Path(__file__).with_name("kernels.json")
 
 @dataclass
 class Kernel:
-    """registers: of a thread. loads: instructions that load 16 bytes from memory. spilled: instructions that reach
-    for registers' overflow in memory."""
+    """registers: of a thread. loads: instructions that load 16 bytes from memory. ahead: of those past the L1 cache,
+    which are weights, keys and values, how many at most a thread issues before it waits for the first. spilled:
+    instructions that reach for registers' overflow in memory."""
 
     registers: int = 0
     loads: int = 0
+    ahead: int = 0
     spilled: int = 0
 
 
@@ -66,14 +68,43 @@ def read_kernels(module: Path) -> dict[str, dict[str, Kernel]]:
 
 
 def _count_instructions(module: Path, arch: str, found: dict[str, dict[str, Kernel]]) -> None:
-    label = ""
+    kernel, flight = Kernel(), LoadsInFlight()
     for line in _lines(module, "-sass", "-arch", f"sm_{arch}"):
         if match := re.match(r"\s*Function : (\S+)", line):
-            label = kernel_label(match[1])
-        elif "LDG.E." in line and re.search(r"\bLDG\.E\.(\w+\.)*128", line):
-            found[label][arch].loads += 1
-        elif "LDL" in line or "STL" in line:
-            found[label][arch].spilled += bool(re.search(r"\b(LDL|STL)\b", line))
+            kernel, flight = found[kernel_label(match[1])][arch], LoadsInFlight()
+        elif match := re.match(r"\s*/\*\w+\*/\s+(?:@!?U?P\w+\s+)?(\S+)\s*([^;]*);", line):
+            name, operands = match[1], match[2]
+            flight.follow(name, operands)
+            kernel.ahead = flight.most
+            kernel.loads += bool(re.match(r"LDG\.E\.(\w+\.)*128", name))
+            kernel.spilled += name.startswith(("LDL", "STL"))
+
+
+class LoadsInFlight:
+    """Follows a kernel's instructions from the first to the last: how many 16-byte loads past the L1 cache are under
+    way before one of their results is used. Where a branch is, none is taken to be."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._first_registers: list[int] = []  # of each load, the oldest first
+
+    def follow(self, name: str, operands: str) -> None:
+        """One instruction, its destination first."""
+        if re.match(r"BRA|BRX|EXIT|RET|CALL|BSYNC|JMP", name):
+            self._first_registers.clear()
+            return
+        destination, _, sources = operands.partition(",")
+        if name.startswith(("ST", "RED")):  # they have none
+            sources = operands
+        used = {int(number) for number in re.findall(r"\bR(\d+)", sources)}
+        for place in reversed(range(len(self._first_registers))):
+            first = self._first_registers[place]
+            if used & set(range(first, first + 4)):  # it has come, and so have those before it
+                del self._first_registers[: place + 1]
+                break
+        if re.match(r"LDG\.E\.NA\.(\w+\.)*128", name):
+            self._first_registers.append(int(destination.removeprefix("R")))
+            self.most = max(self.most, len(self._first_registers))
 
 
 def kernel_label(mangled: str) -> str:
@@ -121,7 +152,7 @@ def table() -> dict[str, object]:
     }
     return {
         "compiler": compiler_version(),
-        "columns": ["registers", "16-byte loads", "spill instructions"],
+        "columns": ["registers", "16-byte loads", "loads in flight", "spill instructions"],
         "kernels": kernels,
     }
 

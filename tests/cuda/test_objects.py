@@ -1,4 +1,5 @@
-"""Every kernel is there for every architecture, keeps its values in registers and reads 16 bytes at a time."""
+"""Every kernel is there for every architecture, keeps its values in registers and reads 16 bytes at a time, several
+times before it waits."""
 
 from __future__ import annotations
 
@@ -66,11 +67,33 @@ def test_every_kernel_is_in_the_table_and_none_spills():
     }
     for name, archs in kernels.items():
         assert sorted(archs) == ARCHS, name
-        for arch, (registers, loads, spilled) in archs.items():
+        for arch, (registers, loads, ahead, spilled) in archs.items():
             kept = ANGLES if name.startswith("persistent") else 0
             assert spilled == kept and registers <= 255, (name, arch)
             reads_weights = name.startswith(("matvec", "tile", "route", "attention", "persistent"))
             assert loads > 0 or not reads_weights, (name, arch)
+            # A warp of these has both its rows' loads, or its keys and values, under way.
+            waits = name.startswith(("tile_kernel", "attention_tiles"))
+            assert ahead >= (2 if waits else 4) or not reads_weights, (name, arch)
+
+
+def test_loads_in_flight():
+    flight = objects.LoadsInFlight()
+    program = [
+        ("LDG.E.NA.128.CONSTANT", "R4, desc[UR8][R2.64]", 1),
+        ("LDG.E.128", "R40, desc[UR8][R2.64]", 1),  # by way of the L1 cache
+        ("LDG.E.NA.128", "R8, desc[UR8][R2.64+0x200]", 2),
+        ("IMAD.U32", "R8, R12, 0x10000, RZ", 2),
+        ("STS", "[R30], R11", 2),  # both have come
+        ("LDG.E.NA.128", "R12, desc[UR8][R2.64+0x400]", 2),
+        ("LDG.E.NA.128", "R16, desc[UR8][R2.64+0x600]", 2),
+        ("LDG.E.NA.128", "R20, desc[UR8][R2.64+0x800]", 3),
+        ("BRA", "0x620", 3),
+        ("LDG.E.NA.128", "R24, desc[UR8][R2.64+0xa00]", 3),
+    ]
+    for name, operands, most in program:
+        flight.follow(name, operands)
+        assert flight.most == most, (name, operands)
 
 
 @needs_module
