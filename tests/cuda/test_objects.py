@@ -72,9 +72,9 @@ def test_every_kernel_is_in_the_table_and_none_spills():
             assert spilled == kept and registers <= 255, (name, arch)
             reads_weights = name.startswith(("matvec", "tile", "route", "attention", "persistent"))
             assert loads > 0 or not reads_weights, (name, arch)
-            # A warp of these has both its rows' loads, or its keys and values, under way.
-            waits = name.startswith(("tile_kernel", "attention_tiles"))
-            assert ahead >= (2 if waits else 4) or not reads_weights, (name, arch)
+            # Those of tiles, for prompts, compute for longer on what they load.
+            least = 2 if "tile" in name else 4
+            assert ahead >= least or not reads_weights, (name, arch)
 
 
 def test_loads_in_flight():
