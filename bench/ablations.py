@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flexidepth.cli.common import command_errors, say
+from flexidepth.cli.common import command_errors, float_numbers, say
 
 WHOLE = "whole"
 _NO_FIT = "stages.budgets.fit_adapters=0"
@@ -30,15 +30,6 @@ VARIANTS: dict[str, list[str]] = {
     "last 10 layers": ["routing.routing_layers=[20,21,22,23,24,25,26,27,28,29]"],
     "last 20 layers": [f"routing.routing_layers={list(range(10, 30))}"],
 }
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"--skipped {text!r}: wanted numbers separated by commas, as 1,2,4"
-        ) from None
 
 
 def variant_settings(name: str, tokens: int) -> list[str]:
@@ -101,7 +92,7 @@ def main(
         "texts": {name: path for name, path in texts.items() if path is not None},
         "tasks": tasks,
         "limit": limit,
-        "skipped": _numbers(skipped),
+        "skipped": float_numbers(skipped, "--skipped"),
         "methods": ["flexidepth"],
         "tokens": tokens,
         "answers": answers,

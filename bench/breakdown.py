@@ -164,6 +164,6 @@ def table_rows(breakdowns: Sequence[dict[str, Any]]) -> list[list[str]]:
             rows.append([layer["layer"] + where, threads, *cells])
         for name, key in (("LM head", "head_ms"), ("other", "other_ms")):
             for text, value in zip(("", ", others skipped"), breakdown[key], strict=True):
-                dashes = [""] * len(PARTS)
-                rows.append([name + text + where, threads, *dashes, f"{1e3 * value:.1f}", ""])
+                blank = [""] * len(PARTS)
+                rows.append([name + text + where, threads, *blank, f"{1e3 * value:.1f}", ""])
     return rows

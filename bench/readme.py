@@ -52,9 +52,7 @@ def quality_table(path: Path) -> str:
     all texts, of layers skipped at random prose."""
     rows = [row for row in _evaluation(path) if row["part"] == "text" and row["method"] != "base"]
     asked = sorted({row["asked"] for row in rows})
-    # Before there was a method for the dial, trained routers had one set of thresholds for all texts.
-    over = "" if any(row["method"] == "dial" for row in rows) else " over all texts"
-    cells = [[f"layers skipped, asked{over}", *(f"{n:g}" for n in asked)]]
+    cells = [["layers skipped, asked", *(f"{n:g}" for n in asked)]]
     for method, title in _METHODS.items():
         subjects = list(dict.fromkeys(r["subject"] for r in rows if r["method"] == method))
         for i, subject in enumerate(subjects[:1] if method == "random" else subjects):
@@ -101,8 +99,7 @@ def decode_table(path: Path) -> str:
     heading = [""]
     for rows in columns:
         threads = rows[0].threads
-        heading += [f"{threads} thread{'s' if threads != 1 else ''}, tok/s", "x dense"]
-        heading += ["by reads"]
+        heading += [f"{threads} thread{'s' if threads != 1 else ''}, tok/s", "x dense", "by reads"]
     cells = [[*heading, "by bytes"]]
     for name in _shown(columns[0]):
         found = [next((row for row in rows if row.name == name), None) for rows in columns]
@@ -177,10 +174,9 @@ def breakdown_table(path: Path) -> str:
 
 def answers_table(path: Path) -> str:
     """In words: how near the answers are to float32, how fast a model loads, how much memory it takes."""
-    read_results(path)  # or says what it is instead
-    content = json.loads(path.read_text(encoding="utf-8"))
-    accuracy = next(iter(content["accuracy"].values()), None)
-    memory = next(iter(content["memory"].values()), None)
+    result = read_results(path)
+    accuracy = next(iter(result.accuracy.values()), None)
+    memory = next(iter(result.memory.values()), None)
     if accuracy is None or memory is None:
         raise CheckpointError(
             "readme: the result lacks accuracy or memory; run the benchmark with --accuracy, and without --no-memory"

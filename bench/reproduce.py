@@ -1,8 +1,8 @@
 """Measures on this machine what the README shows: `python -m flexidepth.bench.reproduce OUT_DIR`.
 
 Speed beside llama.cpp, if it is installed, and transformers, quality on texts that are fetched, and, where there are
-questions, task scores;
-then a page with the README's tables and plots. What an interrupted run has done already is not done again.
+questions, task scores; then a page with the README's tables and plots. What an interrupted run has done already is not
+done again.
 """
 
 from __future__ import annotations

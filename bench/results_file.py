@@ -163,7 +163,8 @@ class LoadedResult:
     models: dict[str, dict[str, int]]
     breakdown: list[dict[str, Any]]
     commit: str
-    bandwidth: dict[str, float]
+    accuracy: dict[str, Any]
+    memory: dict[str, Any]
 
     @classmethod
     def of(cls, result: BenchResult) -> LoadedResult:
@@ -195,9 +196,17 @@ def _loaded(content: dict[str, Any]) -> LoadedResult:
         # The second format's knew nothing of what is outside layers.
         if content["format"] != FORMAT_2:
             breakdown = content["breakdown"]
-    rows, bandwidth = rows_of(content), bandwidth_of(content)
+    # The first format's were of its only model.
+    measured = {} if content["format"] == FORMAT_1 else content
     return LoadedResult(
-        content["format"], rows, machine, models, breakdown, machine["commit"], bandwidth
+        content["format"],
+        rows_of(content),
+        machine,
+        models,
+        breakdown,
+        machine["commit"],
+        measured.get("accuracy", {}),
+        measured.get("memory", {}),
     )
 
 

@@ -107,6 +107,7 @@ def alternate(
                 _prepare(case, steady, warmup)
                 first = time.perf_counter()
                 _time(case, block)
+                last = time.perf_counter()
             except Exception as error:
                 if not case.foreign:
                     raise
@@ -115,7 +116,6 @@ def alternate(
                 case.blocks.clear()
             else:
                 inside = sum(case.samples[len(case.samples) - block :])
-                last = time.perf_counter()
                 spent.add(Spent(inside, last - first - inside, first - begin))
             spinning = case.spins
     return spent

@@ -64,6 +64,7 @@ def loaded(rows: Sequence[BenchRow], cpu: str = "some processor", **changes: Any
         "models": {"a $model$": {"num_layers": 30, "routed_layers": 15}},
         "breakdown": [],
         "commit": "abc",
-        "bandwidth": {"2 threads": 10.0},
+        "accuracy": {},
+        "memory": {},
     }
     return LoadedResult(**{**values, **changes})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import command_errors, load_model, say
+from .common import command_errors, float_numbers, load_model, say
 from .options import BaseModel, DType, PreferHub, Threads
 
 if TYPE_CHECKING:
@@ -25,14 +25,6 @@ Example: flexidepth calibrate my-routing --data held-out.jsonl
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(help=_HELP)(calibrate)
-
-
-def parse_targets(text: str | None) -> list[float] | None:
-    """Numbers out of "1,2,4"; None for none."""
-    try:
-        return None if text is None else [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"--targets {text!r}: wanted numbers, as 1,2,4") from None
 
 
 @command_errors
@@ -66,7 +58,7 @@ def calibrate(
     from ..training.calibration_text import token_sequences
     from ..training.documents import read_documents
 
-    wanted = parse_targets(targets)
+    wanted = None if targets is None else float_numbers(targets, "--targets")
     check_changeable(model)
     # Before the model: a wrong file is said at once.
     documents = [list(read_documents([path])) for path in data]

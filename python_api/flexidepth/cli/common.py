@@ -24,6 +24,16 @@ DEBUG_VARIABLE = "FLEXIDEPTH_DEBUG"
 _EXPECTED = (OSError, ImportError, ValueError, TypeError)
 
 
+def float_numbers(text: str, option: str) -> list[float]:
+    """Numbers out of "1,2,4"; BadParameter that names the option."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{option} {text!r}: wanted numbers separated by commas, as 1,2,4"
+        ) from None
+
+
 def say(text: str) -> None:
     """A line for the user that is not the result: to stderr."""
     print(text, file=sys.stderr, flush=True)

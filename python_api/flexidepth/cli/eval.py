@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import command_errors, print_json, say
+from .common import command_errors, float_numbers, print_json, say
 from .options import DType, Json, Model, PreferHub, Threads
 
 _HELP = """Quality against layers skipped: perplexity, tasks, answers, beside baselines that skip as many.
@@ -25,15 +25,6 @@ _FILE_WIDTH = 120
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(name="eval", help=_HELP)(evaluate_model)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"--skipped {text!r}: wanted numbers separated by commas"
-        ) from None
 
 
 def _named(values: list[str]) -> dict[str, str]:
@@ -118,7 +109,7 @@ def evaluate_model(
         "model": model,
         "texts": {name: path for name, path in texts.items() if path is not None},
         "tasks": tasks,
-        "skipped": _numbers(skipped),
+        "skipped": float_numbers(skipped, "--skipped"),
         "methods": [name for name in methods.split(",") if name],
         "also": _named(also or []),
         "calibration": calibration,

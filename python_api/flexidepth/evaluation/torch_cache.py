@@ -11,7 +11,8 @@ from torch import Tensor
 class TorchCache:
     """Stands for an engine's cache: what each layer keeps of one sequence.
 
-    keys, values: [heads, length, head_dim] of each layer; ran: bool [length] of each layer, whether a token ran it.
+    keys, values: [heads, length, head_dim] of each layer; ran: bool [length] of each layer, whether a token ran it, []
+    as long as no layer has told (all but no_skipped_kv's do without).
     """
 
     def __init__(self, layers: int, max_length: int) -> None:
@@ -101,7 +102,10 @@ class BatchCache:
 
     def update_ran(self, run: Tensor, layer: int) -> Tensor:
         """Add which new tokens run a layer, bool [batch, tokens]; of all slots [batch, past + tokens]."""
-        old = [cache.ran[layer] if cache.ran else run[0, :0] for cache in self.caches]
+        old = [
+            cache.ran[layer] if cache.ran else torch.ones(cache.length, dtype=torch.bool)
+            for cache in self.caches
+        ]
         self._ran[layer] = [
             torch.cat([held, own[:count]])
             for held, own, count in zip(old, run, self.counts, strict=True)
@@ -121,11 +125,12 @@ class BatchCache:
 
     def commit(self) -> None:
         """Hand the caches what the pass has added, once all of it is computed."""
+        told = any(self._ran) or any(cache.ran for cache in self.caches)
         for layer, kept in enumerate(self._ran):
-            if not kept:  # a layer that is not asked runs every token
+            if told and not kept:  # a layer that does not tell runs every token
                 self.update_ran(torch.ones(len(self.caches), self.tokens, dtype=torch.bool), layer)
         for b, (cache, count) in enumerate(zip(self.caches, self.counts, strict=True)):
             cache.keys = [kept[b] for kept in self._keys]
             cache.values = [kept[b] for kept in self._values]
             cache.length += count
-            cache.ran = [kept[b] for kept in self._ran]
+            cache.ran = [kept[b] for kept in self._ran] if told else []
