@@ -1,248 +1,20 @@
-"""The measuring core and flexidepth bench: the limit, exact skips, tables; never a time."""
+"""flexidepth bench: options, rows as they come, tables, what goes wrong; never a time."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from flexidepth import FlexiDepth, FlexiDepthConfig
-from flexidepth.bench.decode import decode_case, measure_decode
-from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speedup
-from flexidepth.bench.machine import describe_machine
-from flexidepth.bench.models import step_bytes
+from flexidepth.bench.models import model_config
 from flexidepth.bench.options import BenchOptions, resolve_skips
-from flexidepth.bench.plans import dense_plan, make_plans
-from flexidepth.bench.prompt import measure_prompt
-from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table, tables
 from flexidepth.bench.results_file import Partial
-from flexidepth.bench.timing import Case, alternate
 from flexidepth.errors import OutOfMemoryError, ValueOutOfRangeError
-from flexidepth_ext import _C
 from tests.bench.rows import decode_row
 from tests.cli.conftest import Command
-
-
-def config_of(d: int, f: int, layers: int, heads: int, kv: int, v: int) -> FlexiDepthConfig:
-    return FlexiDepthConfig(
-        vocab_size=v,
-        hidden_size=d,
-        intermediate_size=f,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv,
-        head_dim=d // heads,
-        routing_layers=list(range(layers // 2, layers)),
-    )
-
-
-SMOLLM2 = config_of(576, 1536, 30, 9, 3, 49152)
-LLAMA3 = config_of(4096, 14336, 32, 32, 8, 128256)
-
-
-@pytest.mark.parametrize(
-    ("config", "row"),
-    [
-        (
-            SMOLLM2,
-            {0: 0.995, 2: 1.044, 4: 1.098, 6: 1.157, 8: 1.224, 10: 1.298, 12: 1.382, 15: 1.531},
-        ),
-        (LLAMA3, {0: 0.996, 2: 1.051, 4: 1.113, 8: 1.262, 12: 1.456, 16: 1.722}),
-    ],
-)
-def test_ideal_speedup_of_known_models(config: FlexiDepthConfig, row: dict[int, float]) -> None:
-    for skipped, wanted in row.items():
-        assert ideal_speedup(config, skipped) == pytest.approx(wanted, abs=6e-4)
-
-
-def test_bytes_of_known_models() -> None:
-    assert bytes_per_token(SMOLLM2, 0, routers=False) == pytest.approx(269.0e6, rel=1e-3)
-    assert bytes_per_token(LLAMA3, 0, routers=False) == pytest.approx(15.01e9, rel=1e-3)
-
-
-def test_bytes_follow_the_weights_of_the_model(model: str) -> None:
-    """A dense token reads every base weight but the embedding table, of which it takes one row."""
-    with FlexiDepth.from_pretrained(model, dtype="float32", num_threads=1) as llm:
-        config = llm.config
-    from flexidepth.checkpoints.checkpoint import expected_shapes
-
-    shapes = expected_shapes(config, routing=False)
-    read = sum(
-        torch.Size(shape).numel()
-        for name, shape in shapes.items()
-        if name not in ("model.embed_tokens.weight", "model.norm.weight")
-    )
-    assert bytes_per_token(config, 0, weight_bytes=4, routers=False) == 4 * read
-
-
-def test_a_skipped_layer_reads_no_cache_of_its_own() -> None:
-    kv = 3 * 64
-    at = {
-        n: bytes_per_token(SMOLLM2, n, context=1000) - bytes_per_token(SMOLLM2, n) for n in (0, 5)
-    }
-    assert at == {0: 4 * kv * 1000 * 30, 5: 4 * kv * 1000 * 25}
-
-
-def test_prompt_arithmetic_falls_with_the_share_skipped() -> None:
-    dense = flops_of_prompt(SMOLLM2, 512, 0.0, routers=False)
-    matrices = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
-    scores = 30 * 576 * 513
-    assert dense == 2 * (512 * (matrices + scores) + 49152 * 576)
-    shares = [flops_of_prompt(SMOLLM2, 512, share) for share in (0.0, 0.5, 1.0)]
-    assert shares[0] > dense > shares[1] > shares[2]
-    assert shares[0] - shares[1] == pytest.approx(shares[1] - shares[2])
-
-
-def test_cases_take_turns_and_the_first_steps_do_not_count() -> None:
-    order: list[str] = []
-    cases = [
-        Case(name, lambda n=name: order.append(n), lambda n=name: order.append(n.upper()))  # type: ignore[misc]
-        for name in "ab"
-    ]
-    said: list[str] = []
-    cases[0].after = lambda: order.append("-")
-    spent = alternate(cases, rounds=2, steps=3, warmup=1, settle=0, progress=said.append)
-    assert "".join(order) == "Aaa-BbbBbbbAaa-a-"  # another one begins each turn
-    assert [len(case.samples) for case in cases] == [3, 3]
-    assert [case.blocks for case in cases] == [[1, 2], [1, 2]]
-    assert spent.timed == pytest.approx(sum(sum(case.samples) for case in cases))
-    assert spent.harness_share == spent.between / (spent.between + spent.timed)
-    assert said[0] == "round 1/2: a"
-
-
-def test_a_block_begins_anew_once_caches_are_steady() -> None:
-    order: list[str] = []
-    case = Case("a", lambda: order.append("a"), lambda: order.append("A"))
-    case.after = lambda: order.append("-")
-    alternate([case], rounds=2, steps=2, steady=3, warmup=1, settle=0)
-    assert "".join(order) == "AaaaAaa-" * 2
-    assert case.blocks == [1, 1]
-
-
-def test_others_code_that_fails_ends_its_case_alone() -> None:
-    steps = iter(range(4))
-
-    def fail() -> None:
-        if next(steps) == 3:
-            raise RuntimeError("out of luck")
-
-    peer, own = Case("peer", fail, foreign=True), Case("own", lambda: None)
-    spent = alternate([peer, own], rounds=3, steps=3, warmup=1, settle=0)
-    assert peer.failed == "RuntimeError: out of luck" and not peer.samples and not peer.blocks
-    assert len(own.samples) == 3 and spent.timed > 0
-    with pytest.raises(StopIteration):
-        alternate([Case("own", lambda: next(steps))], rounds=1, steps=1, settle=0)
-
-
-def test_only_those_whose_threads_spin_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr("time.sleep", slept.append)
-    cases = [Case("ours", lambda: None, spins=False), Case("theirs", lambda: None)]
-    alternate(cases, rounds=3, steps=3, settle=0.25)
-    # Ours, theirs; ours, theirs; theirs, ours: before the first block, and before each that follows one of theirs.
-    assert slept == [0.25] * 4
-
-
-def test_decode_skips_exactly_what_is_asked(model: str) -> None:
-    with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
-        engine, seen = llm.engine, []
-        forward = engine.forward
-
-        def spy(*arguments: Any, **options: Any) -> Any:
-            result = forward(*arguments, **options)
-            if len(arguments[0]) == 1:
-                seen.append((options["routing"], result.ran.sum().item()))
-            return result
-
-        engine.forward = spy
-        for skipped in (None, 0, 1, 2):
-            config = llm.config
-            plan = dense_plan() if skipped is None else make_plans("random", [skipped], config)[0]
-            case = decode_case(engine, plan, batch=1, depth=4, steps=3)
-            case.start()
-            for _ in range(3):
-                case.step()
-    wanted = [("dense", 2)] * 3
-    wanted += [("forced_hard", ran) for ran in (2, 1, 0) for _ in range(3)]
-    assert seen == wanted
-
-
-def test_rows_of_a_measurement(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    peer = Case("peer", lambda: None)
-    with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
-        plans = make_plans("random", [0, 2], llm.config)
-        rows = measure_decode(
-            llm.engine, plans, peers=[peer], depth=4, rounds=2, steps=6, bandwidth=10.0
-        )
-        prompt = measure_prompt(llm.engine, 8, make_plans("random", [0, 1], llm.config), rounds=1)
-        config = llm.config
-    assert [(r.name, r.skip_asked, r.skip_got) for r in rows] == [
-        ("dense", None, None),
-        ("skip 0", 0, 0),
-        ("skip 2", 2, 2),
-        ("peer", None, None),
-    ]
-    dense, _, all_skipped, other = rows
-    assert dense.speedup == 1.0
-    assert all_skipped.speedup == pytest.approx(dense.ms_median / all_skipped.ms_median)
-    assert all_skipped.ideal == pytest.approx(ideal_speedup(config, 2, context=4))
-    assert all_skipped.of_ideal == pytest.approx(all_skipped.speedup / all_skipped.ideal)
-    assert all_skipped.over_peers == {
-        "peer": pytest.approx(other.ms_median / all_skipped.ms_median)
-    }
-    assert dense.work_share == pytest.approx(dense.work / dense.given) and dense.given != 10
-    reads = all_skipped.ideal * all_skipped.given / dense.given
-    assert all_skipped.ideal_reads == pytest.approx(reads)
-    assert all_skipped.of_reads == pytest.approx(all_skipped.speedup / reads)
-    size = bytes_per_token(config, 0, weight_bytes=2, context=4, routers=False)
-    assert dense.work == pytest.approx(size / dense.ms_median / 1e6)
-    assert (other.work, other.ideal, other.over_peers) == (None, None, {})
-    assert all(len(r.samples) == 6 and list(r.blocks) == [3, 3] for r in rows)
-    assert [(r.name, r.skip_got) for r in prompt] == [("dense", None), ("skip 0", 0), ("skip 1", 1)]
-    assert prompt[2].ideal == pytest.approx(
-        flops_of_prompt(config, 8, 0.0, routers=False) / flops_of_prompt(config, 8, 0.5)
-    )
-    ((title, group, columns),) = tables(rows)
-    assert title == ", bfloat16, cpu, tg6 @ d4, 1 thread" and group == rows
-    texts = markdown(rows, columns).splitlines()
-    assert len(texts) == 6
-    assert texts[0].startswith("| tg6 @ d4 | asked | got |") and texts[0].endswith("| x peer |")
-    parsed = list(csv.DictReader(io.StringIO(csv_text(rows))))
-    assert float(parsed[2]["ideal"]) == all_skipped.ideal
-    assert float(parsed[2]["over peer"]) == all_skipped.over_peers["peer"]
-    assert len({len(line) for line in table(rows, DECODE_COLUMNS).splitlines()}) == 1
-
-
-def test_sequences_decode_side_by_side_by_masks_of_their_own(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
-        plans = make_plans("random", [1], llm.config)
-        case = decode_case(llm.engine, plans[0], batch=8, depth=4, steps=6)
-        case.start()
-        for _ in range(6):
-            case.step()
-            case.after()
-        rows = measure_decode(llm.engine, plans, batch=8, depth=4, rounds=1, steps=6)
-        config = llm.config
-    masks = torch.stack(case.decided)
-    assert masks.shape == (6, 8, 2) and (masks.sum(-1) == 1).all()
-    assert any(len(step.unique(dim=0)) == 2 for step in masks)  # sequences differ
-    one = rows[1]
-    assert one.skip_got == 1
-    # A layer is read if any sequence runs it: with 8 sequences that is nearly the dense model.
-    mean = sum(step_bytes(config, m, 2, 4, 8) for m in masks) / 6
-    assert 1 / one.ideal == pytest.approx(mean / step_bytes(config, None, 2, 4, 8), rel=0.2)
-    assert one.ideal < ideal_speedup(config, 1, context=4)
-    assert one.tps_mean == pytest.approx(8 * sum(1 / s for s in one.samples) / 6)
 
 
 def test_skips() -> None:
@@ -262,7 +34,9 @@ def test_options_are_checked_for_callers_from_python_too() -> None:
         "depths": [4],
         "rounds": 2,
     }
-    assert BenchOptions(**usual, skips="all").check_fits(SMOLLM2) == list(range(16))
+    assert BenchOptions(**usual, skips="all").check_fits(model_config("smollm2-135m")) == list(
+        range(16)
+    )
     for name, value in {
         "steps": -1, "skips": "some", "shares": [1.5], "threads": [], "models": [], "devices": ["tpu"],
         "batches": [0], "routing": "nowhere.json", "dtypes": ["int3"],
@@ -281,44 +55,6 @@ def test_lists_make_a_matrix() -> None:
     assert found == [(m, d, t, n) for m in "ab" for d, t, n in kinds]
     default = BenchOptions(models=["a"])
     assert [s.threads for s in default.settings(8)] == [8]
-
-
-def test_machine_is_named() -> None:
-    machine = describe_machine()
-    assert machine["cores"] >= 1
-    assert 1 <= machine["usable_threads"] <= 1024
-    assert machine["versions"]["torch"] == torch.__version__
-    json.dumps(machine)
-
-
-def test_commit_is_that_of_these_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        command = [
-            "git",
-            "-C",
-            str(tmp_path),
-            "-c",
-            "user.name=a",
-            "-c",
-            "user.email=a@b",
-            *arguments,
-        ]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    source = tmp_path / "machine.py"
-    source.write_text("one")
-    monkeypatch.setattr("flexidepth.bench.machine.__file__", str(source))
-    built = _C.build_info()["commit"] or "not known"
-    git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "of somebody else")
-    assert describe_machine()["commit"] == built
-    git("add", "machine.py")
-    git("commit", "-q", "-m", "ours")
-    assert describe_machine()["commit"] == git("rev-parse", "--short", "HEAD")
-    source.write_text("two")
-    assert describe_machine()["commit"] == git("rev-parse", "--short", "HEAD") + "-dirty"
-    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert describe_machine()["commit"] == built
 
 
 @pytest.fixture
@@ -433,33 +169,6 @@ def test_a_test_that_cannot_be_run_is_a_row_and_the_next_one_runs(
         said in rows[0]["said"] and rows[0]["ms_median"] is None and rows[0]["test"] == "tg4 @ d4"
     )
     assert len(rows) == 1 + 4 + 4
-
-
-def test_caches_that_do_not_fit_are_said_with_their_size(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flexidepth.bench.decode.available_memory_bytes", lambda: 1000)
-    with (
-        FlexiDepth.from_pretrained(model, num_threads=1) as llm,
-        pytest.raises(OutOfMemoryError, match=r"3 sequences of 42 tokens need 0\.0 GB of keys and"),
-    ):
-        measure_decode(llm.engine, [], batch=3, depth=4, steps=4)
-
-
-def test_a_peer_that_fails_meanwhile_is_a_row(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
-
-    def fail() -> None:
-        raise RuntimeError("it broke")
-
-    peers = [
-        Case("bad", fail, foreign=True, note="x"),
-        Case("good", lambda: None, foreign=True, note="f32"),
-    ]
-    with FlexiDepth.from_pretrained(model, num_threads=1) as llm:
-        dense, bad, good = measure_decode(llm.engine, [], peers=peers, depth=4, steps=4, rounds=2)
-    assert (bad.said, bad.ms_median, bad.peer) == ("RuntimeError: it broke", None, True)
-    assert good.said == "f32" and good.ms_median and list(dense.over_peers) == ["good"]
 
 
 def test_a_breakdown_s_positions_are_checked_before_anything_runs(small_bench: Any) -> None:
