@@ -14,7 +14,7 @@ from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.engine import Engine, KVCache
 from flexidepth_ext.errors import OutOfMemoryError
 
-from .models import step_bytes
+from .ideal import step_bytes
 from .options import Setting, places
 from .peers.base import shorten
 from .plans import Plan, dense_plan

@@ -9,7 +9,12 @@ routed ones, N skipped by this token, ctx tokens in the cache. Routers are float
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flexidepth.config import FlexiDepthConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def bytes_per_token(
@@ -24,16 +29,49 @@ def bytes_per_token(
 
     routers = False is the plain dense model, whose routers do not exist.
     """
+    run = config.num_routed_layers - skipped
+    attended = (config.num_hidden_layers - skipped) * context
+    return _bytes_read(config, weight_bytes, run, skipped, attended, routers)
+
+
+def step_bytes(
+    config: FlexiDepthConfig, mask: Tensor | None, weight_bytes: int, context: int, rows: int
+) -> int:
+    """Bytes that one step of `rows` sequences reads: each weight once if any row needs it, keys and values of each
+    row that runs. mask: uint8 [rows, routed layers], 1 = run; None = the dense model, without routers."""
+    layers, routed = config.num_hidden_layers, config.num_routed_layers
+    if mask is None:
+        return _bytes_read(config, weight_bytes, routed, 0, layers * rows * context, False)
+    runs = mask.bool()
+    attended = ((layers - routed) * rows + int(runs.sum())) * context
+    some_run, some_skip = int(runs.any(0).sum()), int((~runs).any(0).sum())
+    return _bytes_read(config, weight_bytes, some_run, some_skip, attended, True)
+
+
+def _bytes_read(
+    config: FlexiDepthConfig,
+    weight_bytes: int,
+    run: int,
+    skipped: int,
+    attended: int,
+    routers: bool,
+) -> int:
+    """run, skipped: routed layers whose halves for tokens that run or skip them are read (both, where rows of a batch
+    differ); attended: cached tokens that are read, over all rows and layers."""
     d, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     q, kv = (
         config.num_attention_heads * config.head_dim,
         config.num_key_value_heads * config.head_dim,
     )
-    full = 2 * d * q + 2 * d * kv + 3 * d * f + 2 * d
-    skip = 2 * d * kv + 3 * d * config.adapter_dim + 2 * d
-    weights = layers * full - skipped * (full - skip) + config.vocab_size * d
-    router = 4 * config.num_routed_layers * d * config.router_dim if routers else 0
-    return weight_bytes * weights + router + 2 * weight_bytes * kv * context * (layers - skipped)
+    routed = config.num_routed_layers
+    weights = (
+        layers * (2 * d * kv + 2 * d)
+        + (layers - routed + run) * (2 * d * q + 3 * d * f)
+        + skipped * 3 * d * config.adapter_dim
+        + config.vocab_size * d
+    )
+    router = 4 * routed * d * config.router_dim if routers else 0
+    return weight_bytes * weights + router + 2 * weight_bytes * kv * attended
 
 
 def ideal_speedup(

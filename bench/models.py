@@ -106,32 +106,3 @@ def skip_masks(
     routed = config.num_routed_layers
     order = torch.rand(count, rows, routed, generator=generator).argsort(-1)
     return list((order >= skipped).to(torch.uint8))
-
-
-def step_bytes(
-    config: FlexiDepthConfig, mask: Tensor | None, weight_bytes: int, context: int, rows: int
-) -> float:
-    """Bytes that one step of `rows` sequences reads: each weight once if any row needs it, keys and values of each
-    row that runs. mask: uint8 [rows, routed layers]; None = the dense model, without routers."""
-    d, f = config.hidden_size, config.intermediate_size
-    q, kv = (
-        heads * config.head_dim
-        for heads in (config.num_attention_heads, config.num_key_value_heads)
-    )
-    layers, routed = config.num_hidden_layers, config.num_routed_layers
-    always, runs, skips = 2 * d * kv + 2 * d, 2 * d * q + 3 * d * f, 3 * d * config.adapter_dim
-    past = 2 * weight_bytes * kv * context
-    if mask is None:
-        return (
-            weight_bytes * (layers * (always + runs) + config.vocab_size * d) + layers * rows * past
-        )
-    running = mask.bool()
-    some_run, some_skip = int(running.any(0).sum()), int((~running).any(0).sum())
-    weights = (
-        layers * always
-        + (layers - routed + some_run) * runs
-        + some_skip * skips
-        + config.vocab_size * d
-    )
-    attending = (layers - routed) * rows + int(running.sum())
-    return weight_bytes * weights + 4 * routed * d * config.router_dim + attending * past

@@ -16,8 +16,8 @@ from flexidepth_ext.cuda_decode import Sampling
 from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.forward_arguments import Routing
 
-from ..ideal import flops_of_prompt
-from ..models import skip_masks, step_bytes
+from ..ideal import flops_of_prompt, step_bytes
+from ..models import skip_masks
 
 _ROUTINGS: tuple[Routing, ...] = ("dense", "router")
 WARM_UP = 8  # steps that are not counted: graphs are captured in them
@@ -150,27 +150,29 @@ def _step_times(
 ) -> list[float]:
     """Seconds between the results of steps, one of which is always in flight."""
     caches = [engine.new_cache(context + steps + 1) for _ in range(batch)]
-    for cache in caches:
-        cache.extend_with_zeros(context)
-    run = engine.decode(
-        caches,
-        [5] * batch,
-        Sampling(),
-        seeds=[0] * batch,
-        routing="dense" if masks is None else "forced_hard",
-    )
-    run.launch(None if masks is None else masks[0])
-    seconds = []
-    last = time.perf_counter()
-    for number in range(1, steps + 1):
-        run.launch(None if masks is None else masks[number])
-        run.collect()
-        now = time.perf_counter()
-        seconds.append(now - last)
-        last = now
-    run.cancel()
-    for cache in caches:
-        cache.release()
+    try:
+        for cache in caches:
+            cache.extend_with_zeros(context)
+        run = engine.decode(
+            caches,
+            [5] * batch,
+            Sampling(),
+            seeds=[0] * batch,
+            routing="dense" if masks is None else "forced_hard",
+        )
+        run.launch(None if masks is None else masks[0])
+        seconds = []
+        last = time.perf_counter()
+        for number in range(1, steps + 1):
+            run.launch(None if masks is None else masks[number])
+            run.collect()
+            now = time.perf_counter()
+            seconds.append(now - last)
+            last = now
+        run.cancel()
+    finally:
+        for cache in caches:
+            cache.release()
     return seconds
 
 

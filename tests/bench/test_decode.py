@@ -11,8 +11,7 @@ import torch
 
 from flexidepth import FlexiDepth
 from flexidepth.bench.decode import decode_case, measure_decode
-from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speedup
-from flexidepth.bench.models import step_bytes
+from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speedup, step_bytes
 from flexidepth.bench.plans import dense_plan, make_plans
 from flexidepth.bench.prompt import measure_prompt
 from flexidepth.bench.report import DECODE_COLUMNS, csv_text, markdown, table, tables

@@ -8,8 +8,8 @@ import pytest
 
 from flexidepth import FlexiDepthConfig
 from flexidepth.bench.ideal import bytes_per_token, flops_of_prompt, ideal_speedup
+from flexidepth.bench.ideal import step_bytes as gpu_step_bytes
 from flexidepth.bench.models import model_config, skip_masks
-from flexidepth.bench.models import step_bytes as gpu_step_bytes
 from flexidepth.bench.scaling.costs import (
     Layers,
     dense_bytes,

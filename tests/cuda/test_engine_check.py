@@ -11,9 +11,12 @@ import torch
 from bench import gpu_check
 from bench.gpu import engine_run, engine_timing
 from bench.gpu.costs import CostRow
+from bench.gpu.engine_report import EngineReport, engine_lines
 from bench.gpu_check import Report, write_report
-from bench.models import model_config, random_weights, skip_masks, step_bytes
+from bench.ideal import bytes_per_token, step_bytes
+from bench.models import model_config, random_weights, skip_masks
 from flexidepth.errors import OutOfMemoryError
+from flexidepth_ext.cuda_cache import CudaKVCache
 
 from .runtime import FakeRuntime
 
@@ -62,11 +65,10 @@ def test_the_whole_run(found, tmp_path):
         *((1, routing, False) for routing in ("dense", "router")),
         *((2, routing, False) for routing in ("dense", "router")),
     ]
-    assert [len(report.decode) for report in reports] == [7, 7, 7]
+    assert [len(report.decode) for report in reports] == [8, 8, 8]
     rows = reports[0].decode
     assert [(r.batch, r.skipped) for r in rows] == [
-        *((1, n) for n in (None, 0, 1, 2)),
-        *((2, n) for n in (None, 0, 1)),
+        (batch, n) for batch in (1, 2) for n in (None, 0, 1, 2)
     ]
     for row in rows:
         assert row.tokens_per_second == pytest.approx(row.batch * 1e3 / row.ms)
@@ -128,6 +130,23 @@ def test_what_stops_a_model_is_told(emulated, monkeypatch):
     assert "engine: no memory" in gpu_check.markdown(report) and not report.ok
 
 
+def test_a_batch_that_does_not_fit_is_left_out_and_the_next_one_timed(emulated, monkeypatch):
+    extend = CudaKVCache.extend_with_zeros
+
+    def refuse(self, tokens):
+        if tokens == 9:
+            raise OutOfMemoryError("cache: 9 tokens take too much")
+        extend(self, tokens)
+
+    monkeypatch.setattr(CudaKVCache, "extend_with_zeros", refuse)
+    monkeypatch.setattr(engine_timing, "WARM_UP", 1)
+    report = EngineReport("tiny", False, 2)
+    engine_run._time(report, FakeRuntime(emulated), 1e9, (8, 9), (1,), 16, 2)
+    assert report.left_out == ["1 sequences of 9 tokens: cache: 9 tokens take too much"]
+    assert {row.context for row in report.decode} == {8} and report.prompts and not report.said
+    assert "Left out: 1 sequences of 9 tokens" in "\n".join(engine_lines(report))
+
+
 def test_weights_are_those_of_the_model():
     config = model_config("tiny")
     weights = dict(random_weights(config, torch.bfloat16, "cpu"))
@@ -146,7 +165,6 @@ def test_masks_skip_exactly_so_many():
 
 
 def test_bytes_are_those_of_the_union():
-    from bench.ideal import bytes_per_token
 
     config = model_config("smollm2-135m")
     assert step_bytes(config, None, 2, 7, 1) == bytes_per_token(config, 0, context=7, routers=False)
