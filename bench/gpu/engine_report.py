@@ -30,6 +30,7 @@ class EngineReport:
     prompts: list[PromptRow] = field(default_factory=list)
     peers: list[PeerRow] = field(default_factory=list)
     choices: list[PassChoice] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # what did not fit the device's memory
     said: str = ""  # what stopped it, if something did
 
     @property
@@ -51,6 +52,7 @@ class EngineReport:
             "peers": [row.to_dict() for row in self.peers],
             "choices": [choice.to_dict() for choice in self.choices],
             "targets": [target.to_dict() for target in targets(self)],
+            "left_out": self.left_out,
             "said": self.said,
         }
 
@@ -96,6 +98,7 @@ def engine_lines(report: EngineReport) -> list[str]:
             + (f"{peer.ms:.3f} | | {1e3 / peer.ms:.1f}" if peer.ms else f"{peer.said} | |")
             + " | | | | | |"
         )
+    lines += [f"\nLeft out: {what}" for what in report.left_out]
     lines += _prefetch_lines(report.prefetch)
     if report.choices:
         lines += [

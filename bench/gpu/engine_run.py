@@ -10,6 +10,7 @@ import torch
 
 from flexidepth.checkpoints.checkpoint import expected_shapes
 from flexidepth.config import FlexiDepthConfig
+from flexidepth.errors import OutOfMemoryError
 from flexidepth_ext.cuda_choice import may_pay
 from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.cuda_runtime import CudaRuntime, Runtime
@@ -123,9 +124,11 @@ def _time(
     try:
         timed = engine(report.persistent)
         for context in contexts:
-            for batch in batches if context == contexts[0] else batches[:1]:
-                asked = skips if batch == 1 else [0, round(report.routed / 2)]
-                report.decode += time_decode(timed, bandwidth, batch, context, asked, steps)
+            for batch in batches:
+                try:
+                    report.decode += time_decode(timed, bandwidth, batch, context, skips, steps)
+                except OutOfMemoryError as error:
+                    report.left_out.append(f"{batch} sequences of {context} tokens: {error}")
         if report.persistent:
             report.choices = time_forms(engine(None), batches, contexts[0])
         else:

@@ -88,10 +88,12 @@ def _of_large(report: EngineReport) -> Iterator[Target]:
                 0.95,
                 least.speedup / least.ideal,
             )
-    for row in report.decode:
-        if row.batch > 1 and row.skipped is not None:
-            what = f"{row.batch} sequences, {row.skipped} skipped each, x dense"
-            yield Target(what, 1.0, row.speedup)
+    together = [row for row in report.decode if row.batch > 1 and row.skipped is not None]
+    for batch, context in dict.fromkeys((row.batch, row.context) for row in together):
+        own = [row for row in together if (row.batch, row.context) == (batch, context)]
+        slowest = min(own, key=lambda row: row.speedup)
+        what = f"{batch} sequences, context {context}: least x dense, at {slowest.skipped} skipped"
+        yield Target(what, 1.0, slowest.speedup)
     for prompt in report.prompts:
         if prompt.share == _HALF:
             what = f"prompt of {prompt.tokens}, half skipped, time over that by arithmetic"
