@@ -59,6 +59,26 @@ def test_linear_accumulates_listed_rows_and_leaves_the_others(ops, rows, dtype):
     assert torch.equal(out[others], start[others])
 
 
+@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("k", [96, 2112])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_rows_begin_does_not_matter(ops, rows, k, dtype):
+    """16 bytes are loaded at a time where they can be; norms of more inputs than are loaded together."""
+    torch.manual_seed(k + rows)
+    h, w = torch.randn(rows, k), torch.randn(20, k).to(dtype)
+    norm = torch.rand(k) + 0.5
+    logits, best = ops.lm_head(h, norm, w, 1e-5)
+    y = reference.rms_norm(h.double(), norm.double(), 1e-5)
+    assert_as_exact_as_torch(logits, F.linear(y.to(dtype), w), F.linear(y, w.double()))
+    elsewhere = torch.empty(1 + rows * k)[1:].view(rows, k).copy_(h)
+    again, same = ops.lm_head(elsewhere, norm, w, 1e-5)
+    tolerance = 1e-2 if rows > 8 else 1e-5
+    torch.testing.assert_close(again, logits, rtol=tolerance, atol=10 * tolerance)
+    assert torch.equal(best, same)
+    plain = ops.linear(h, w)  # without a norm, whose sum has another order
+    assert torch.equal(ops.linear(elsewhere, w), plain)
+
+
 def test_no_live_row_means_nothing_is_written(ops):
     x, w = torch.randn(9, 32), torch.randn(5, 32).bfloat16()
     start, none = torch.randn(9, 5), torch.zeros(1, dtype=torch.int32)
