@@ -10,12 +10,15 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
+from filelock import FileLock
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
 def build(folder: Path, *, sanitize: str = "") -> Path:
-    """Configure and build in `folder`; what is up to date is kept. Returns the module's path."""
+    """Configure and build in `folder`; what is up to date is kept. Other processes wait for this one.
+    Returns the module's path."""
     import pybind11
 
     scripts = sysconfig.get_path("scripts")
@@ -28,8 +31,10 @@ def build(folder: Path, *, sanitize: str = "") -> Path:
         "FLEXIDEPTH_SANITIZE": sanitize,
     }
     defines = [f"-D{name}={value}" for name, value in options.items()]
-    _run([cmake, "-S", str(HERE), "-B", str(folder), "-G", "Ninja", *defines])
-    _run([cmake, "--build", str(folder)])
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        _run([cmake, "-S", str(HERE), "-B", str(folder), "-G", "Ninja", *defines])
+        _run([cmake, "--build", str(folder)])
     (module,) = folder.glob("_emulated*.so")
     return module
 
