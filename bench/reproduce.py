@@ -82,13 +82,13 @@ def task_scores(out: Path, questions: Path, data: Path) -> Stage:
     return Stage("task scores", ["flexidepth", *command], out / "eval.md")
 
 
-def stages(out: Path, questions: Path | None, only_speed: bool) -> list[Stage]:
+def stages(out: Path, questions: Path | None, gsm8k: Path | None, only_speed: bool) -> list[Stage]:
     """Speed first, while the machine is idle."""
     found = [speed(out / "speed")]
     if not only_speed:
         data = out / "data"
         found += [
-            fetch_texts(data, None),
+            fetch_texts(data, gsm8k),
             answer_prompts(data, "held_out", MODEL),
             measure_quality(MODEL, data, out / "quality"),
         ]
@@ -106,13 +106,19 @@ def main(
             help="Multiple-choice questions: a JSON-lines file or a folder of them; without it no task scores."
         ),
     ] = None,
+    gsm8k: Annotated[
+        Path | None,
+        typer.Option(
+            help="GSM8K's train.jsonl; without it the prompts of the base model's own answers hold no mathematics."
+        ),
+    ] = None,
     only_speed: Annotated[
         bool, typer.Option("--only-speed", help="Ten minutes instead of an hour or two.")
     ] = False,
 ) -> None:
     """Measure everything that the README shows."""
     out.mkdir(parents=True, exist_ok=True)
-    run_stages(stages(out, questions, only_speed))
+    run_stages(stages(out, questions, gsm8k, only_speed))
     page = _SPEED
     if not only_speed:
         page += _QUALITY + (_TASKS if questions is not None else "")
