@@ -1,8 +1,7 @@
 """Measures on this machine what the README shows: `python -m flexidepth.bench.reproduce OUT_DIR`.
 
-Speed beside llama.cpp, if it is installed, and transformers, quality on texts that are fetched, and, where there are
-questions, task scores; then a page with the README's tables and plots. What an interrupted run has done already is not
-done again.
+Speed beside llama.cpp, if it is installed, and transformers, quality on texts and task scores on questions that are
+fetched; then a page with the README's tables and plots. What an interrupted run has done already is not done again.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ _QUALITY = """
 ![Perplexity against layers skipped and against bytes read](quality/eval.png)
 
 Every figure: [eval.md](quality/eval.md)
-"""
-_TASKS = """
+
 <!-- table tasks: tasks/eval.json -->
 <!-- end -->
 
@@ -71,10 +69,10 @@ def speed(out: Path) -> Stage:
     return Stage("speed", ["flexidepth", *command], out / "bench.json")
 
 
-def task_scores(out: Path, questions: Path, data: Path) -> Stage:
+def task_scores(out: Path, data: Path) -> Stage:
     """Questions with choices, 200 of each set."""
     command = [
-        *("eval", MODEL, "--tasks", str(questions)),
+        *("eval", MODEL, "--tasks", str(data / "questions")),
         *("--calibration", str(data / "held_out" / "prose.jsonl"), "--skipped", "1,2,3,4,6,8"),
         *("--methods", "flexidepth,dial,random,shortgpt,shortgpt-routed", "--limit", "200"),
         *("--per-kind", "0", "--answers", "0", "--output-dir", str(out)),
@@ -82,7 +80,7 @@ def task_scores(out: Path, questions: Path, data: Path) -> Stage:
     return Stage("task scores", ["flexidepth", *command], out / "eval.md")
 
 
-def stages(out: Path, questions: Path | None, gsm8k: Path | None, only_speed: bool) -> list[Stage]:
+def stages(out: Path, gsm8k: Path | None, only_speed: bool) -> list[Stage]:
     """Speed first, while the machine is idle."""
     found = [speed(out / "speed")]
     if not only_speed:
@@ -91,21 +89,14 @@ def stages(out: Path, questions: Path | None, gsm8k: Path | None, only_speed: bo
             fetch_texts(data, gsm8k),
             answer_prompts(data, "held_out", MODEL),
             measure_quality(MODEL, data, out / "quality"),
+            task_scores(out / "tasks", data),
         ]
-        if questions is not None:
-            found.append(task_scores(out / "tasks", questions, data))
     return found
 
 
 @command_errors
 def main(
     out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Where everything goes.")],
-    questions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Multiple-choice questions: a JSON-lines file or a folder of them; without it no task scores."
-        ),
-    ] = None,
     gsm8k: Annotated[
         Path | None,
         typer.Option(
@@ -118,10 +109,10 @@ def main(
 ) -> None:
     """Measure everything that the README shows."""
     out.mkdir(parents=True, exist_ok=True)
-    run_stages(stages(out, questions, gsm8k, only_speed))
+    run_stages(stages(out, gsm8k, only_speed))
     page = _SPEED
     if not only_speed:
-        page += _QUALITY + (_TASKS if questions is not None else "")
+        page += _QUALITY
     (out / _PAGE).write_text(tables(page, out), encoding="utf-8")
     say(f"tables and plots: {out / _PAGE}")
 

