@@ -27,11 +27,13 @@ from flexidepth.training.made_tasks import KINDS
 WORDS = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er", "ol")]
 COPIED = " ".join(WORDS[:14])
 SETS = ("piqa", "siqa", "commonsense_qa", "openbook_qa")
+ASKED = " ".join(WORDS[20:34])
 _FOUR = "\nA. iron\nB. gold\nC.  lead\nD. O"
 QUESTIONS: dict[str, list[dict[str, Any]]] = {
     "PIQA/validation": [
         {"question": "to cut", "options": "A. use a knife \nB. use a spoon ", "answer": "A. use a"},
         {"question": "broken", "options": "A. one option", "answer": "A. one option"},
+        {"question": ASKED, "options": "A. yes\nB. no", "answer": "B. no"},
     ],
     "SIQA/test": [
         {"passage": "Al ran.", "question": "Why?", "options": "A. a\nB. b\nC. c", "answer": "C. c"},
@@ -189,13 +191,28 @@ def test_the_questions(wheels: Path, tmp_path: Path) -> None:
     assert run(out, "--wheels", wheels).exit_code == 0
     found = {name: read_questions(out / "questions" / f"{name}.jsonl", 9) for name in SETS}
     assert found == {
-        "piqa": [Question("Question: to cut\nAnswer:", ["use a knife", "use a spoon"], 0)],
+        "piqa": [
+            Question("Question: to cut\nAnswer:", ["use a knife", "use a spoon"], 0),
+            Question(f"Question: {ASKED}\nAnswer:", ["yes", "no"], 1),
+        ],
         "siqa": [Question("Q: Al ran. Why?\nA:", ["a", "b", "c"], 2)],
         "commonsense_qa": [
             Question("Question: And now?\nAnswer:", ["iron", "gold", "lead", "O", "tin"], 1)
         ],
         "openbook_qa": [Question("What burns?", ["iron", "gold", "lead", "O"], 3)],
     }
+
+
+def test_nothing_is_trained_on_that_a_question_with_choices_says(
+    wheels: Path, gsm8k: Path, tmp_path: Path
+) -> None:
+    asked = {"question": f"Now {ASKED}", "answer": "4"}
+    with gsm8k.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asked) + "\n")
+    result = run(tmp_path / "out", "--wheels", wheels, "--gsm8k", gsm8k)
+    assert "gsm8k: 1 of 2 training documents share 13 words" in result.output
+    (problem,) = read(tmp_path / "out" / "train" / "gsm8k.jsonl")
+    assert problem["question"] == "What is 2+3?"
 
 
 def test_the_prompts(wheels: Path, gsm8k: Path, tmp_path: Path) -> None:
