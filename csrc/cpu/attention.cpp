@@ -11,11 +11,17 @@ namespace flexidepth::cpu {
 namespace {
 
 constexpr int64_t kPadDim = 16;
+constexpr int64_t kMostQueries = kSplitRows > kMaxTileRows ? kSplitRows : kMaxTileRows;
+// Pairs of a row of inputs, head_dim or tokens of a page, and a line more: a power of two apart,
+// rows would fall on the same lines of the cache.
+constexpr int64_t kSplitStride = kPageTokens / 2 + 16;
+static_assert(kMaxHeadDim <= kPageTokens && kPageTokens % kRoundedInputs == 0);
 // Split the pages of a row over threads up to this many (tile, page) units; beyond, tiles are
 // enough.
 constexpr int64_t kMaxSplitUnits = 512;
 
-// Queries that share a KV head and a sequence: some rows times the heads of the group, at most 12.
+// Queries that share a KV head and a sequence: some rows times the heads of the group, as many as
+// the kernel takes.
 struct Tile {
   int64_t first_row = 0;
   int64_t rows = 0;
@@ -23,6 +29,14 @@ struct Tile {
   int64_t first_head = 0;
   int64_t heads = 0;
   int64_t queries() const { return rows * heads; }
+};
+
+// Rows of inputs as the kernel takes them.
+struct Inputs {
+  const float* rows[kMostQueries];
+  // Where the kernel takes halves.
+  alignas(64) uint32_t high[kSplitRows * kSplitStride];
+  alignas(64) uint32_t low[kSplitRows * kSplitStride];
 };
 
 // Softmax state of the queries of a tile after some pages: peak m, sum l, weighted values o.
@@ -38,9 +52,11 @@ class Attention {
       : args_(args),
         kernels_(context.kernels),
         group_(args.num_heads / args.pages.layout.num_kv_heads),
-        padded_dim_(args.pages.layout.value_panels() * kPadDim) {
-    heads_per_tile_ = std::min<int64_t>(group_, kMaxTileRows);
-    rows_per_tile_ = std::max<int64_t>(1, kMaxTileRows / heads_per_tile_);
+        padded_dim_(args.pages.layout.value_panels() * kPadDim),
+        split_(kernels_.split_dot != nullptr && args.pages.layout.dtype == DType::kBFloat16) {
+    const int64_t most = split_ ? kSplitRows : kMaxTileRows;
+    heads_per_tile_ = std::min<int64_t>(group_, most);
+    rows_per_tile_ = std::max<int64_t>(1, most / heads_per_tile_);
     tiles_per_kv_head_ = (group_ + heads_per_tile_ - 1) / heads_per_tile_;
   }
 
@@ -48,7 +64,7 @@ class Attention {
     return args_.pages.layout.num_kv_heads * tiles_per_kv_head_;
   }
   int64_t rows_per_tile() const { return rows_per_tile_; }
-  int64_t partial_floats() const { return kMaxTileRows * (padded_dim_ + 2); }
+  int64_t partial_floats() const { return kMostQueries * (padded_dim_ + 2); }
 
   Tile tile(int64_t first_row, int64_t rows, int64_t which) const {
     Tile t;
@@ -62,7 +78,7 @@ class Attention {
   }
 
   Partial partial_at(float* scratch) const {
-    return {scratch, scratch + kMaxTileRows, scratch + 2 * kMaxTileRows};
+    return {scratch, scratch + kMostQueries, scratch + 2 * kMostQueries};
   }
 
   // First token that a query at `position` sees.
@@ -76,15 +92,25 @@ class Attention {
     return args_.position(t.first_row + t.rows - 1) / kPageTokens;
   }
 
+  void find_queries(const Tile& t, Inputs& queries) const {
+    for (int64_t i = 0; i < t.queries(); ++i)
+      queries.rows[i] = args_.q.row(t.first_row + i / t.heads) +
+                        (t.first_head + i % t.heads) * args_.pages.layout.head_dim;
+    split(t, args_.pages.layout.head_dim, queries);
+  }
+
   // One page into a fresh partial. A query that sees nothing of the page gets peak -inf, sum 0.
-  void page(const Tile& t, int64_t page, const Partial& result) const {
-    alignas(64) float scores[kMaxTileRows * kPageTokens];
+  void page(const Tile& t, const Inputs& queries, int64_t page, const Partial& result) const {
+    alignas(64) float scores[kMostQueries * kPageTokens];
     const uint8_t* base =
         args_.pages.tables[args_.sequence(t.first_row)][page] + args_.pages.layer_offset;
     const int64_t page_start = page * kPageTokens;
     const int64_t tokens =
         std::min(kPageTokens, args_.position(t.first_row + t.rows - 1) + 1 - page_start);
-    dot_keys(t, base, tokens, scores);
+    dot_panels(queries, t.queries(), args_.pages.layout.head_dim,
+               base + args_.pages.layout.key_offset(t.kv_head, 0),
+               args_.pages.layout.key_panel_bytes(), (tokens + kPanel - 1) / kPanel, scores,
+               kPageTokens);
     for (int64_t i = 0; i < t.queries(); ++i) {
       const int64_t position = args_.position(t.first_row + i / t.heads);
       const int64_t end = std::clamp<int64_t>(position + 1 - page_start, 0, tokens);
@@ -100,7 +126,12 @@ class Attention {
       result.peak[i] = kernels_.scale_max(s + begin, args_.scale, end - begin);
       result.sum[i] = kernels_.exp_sum(s + begin, result.peak[i], end - begin);
     }
-    weigh_values(t, base, tokens, scores, result.out);
+    Inputs weights;
+    for (int64_t i = 0; i < t.queries(); ++i) weights.rows[i] = scores + i * kPageTokens;
+    split(t, tokens, weights);
+    dot_panels(weights, t.queries(), tokens, base + args_.pages.layout.value_offset(t.kv_head, 0),
+               args_.pages.layout.value_panel_bytes(), args_.pages.layout.value_panels(),
+               result.out, padded_dim_);
   }
 
   // state <- state merged with next; the formulas of attention.h.
@@ -141,16 +172,30 @@ class Attention {
     return args_.pages.layout.dtype == DType::kFloat32 ? kernels_.dot_f32 : kernels_.dot_bf16_exact;
   }
 
-  // out[i][panel * 16 + lane] (rows out_stride apart) = x[i] . panel; one or two panels at a time.
-  void dot_panels(const float* const* x, int64_t queries, int64_t k, const uint8_t* panels,
-                  size_t stride, int64_t num_panels, float* out, int64_t out_stride) const {
+  void split(const Tile& t, int64_t k, Inputs& inputs) const {
+    if (!split_) return;
+    for (int64_t i = 0; i < t.queries(); ++i)
+      kernels_.split_row(inputs.rows[i], k, inputs.high + i * kSplitStride,
+                         inputs.low + i * kSplitStride);
+  }
+
+  // out[i][panel * 16 + lane] (rows out_stride apart) = x[i] . panel; split, all rows are written.
+  void dot_panels(const Inputs& x, int64_t queries, int64_t k, const uint8_t* panels, size_t stride,
+                  int64_t num_panels, float* out, int64_t out_stride) const {
+    if (split_) {
+      for (int64_t p = 0; p < num_panels; p += kGroup)
+        kernels_.split_dot(x.high, x.low, kSplitStride, k, {panels + p * stride, stride, kStep},
+                           static_cast<int>(std::min<int64_t>(kGroup, num_panels - p)),
+                           out + p * kPanel, out_stride);
+      return;
+    }
     alignas(64) float tile[kMaxTile];
     for (int64_t p = 0; p < num_panels;) {
       const int count = panels_at_once(kernels_, queries, num_panels - p);
       const int64_t step = max_tile_rows(kernels_, count);
       for (int64_t m = 0; m < queries; m += step) {
         const int rows = static_cast<int>(std::min(step, queries - m));
-        dot()(x + m, rows, k, {panels + p * stride, stride, kStep}, count, tile);
+        dot()(x.rows + m, rows, k, {panels + p * stride, stride, kStep}, count, tile);
         for (int i = 0; i < rows; ++i)
           std::copy_n(tile + i * count * kPanel, count * kPanel,
                       out + (m + i) * out_stride + p * kPanel);
@@ -159,30 +204,11 @@ class Attention {
     }
   }
 
-  void dot_keys(const Tile& t, const uint8_t* base, int64_t tokens, float* scores) const {
-    const float* q[kMaxTileRows];
-    for (int64_t i = 0; i < t.queries(); ++i)
-      q[i] = args_.q.row(t.first_row + i / t.heads) +
-             (t.first_head + i % t.heads) * args_.pages.layout.head_dim;
-    dot_panels(q, t.queries(), args_.pages.layout.head_dim,
-               base + args_.pages.layout.key_offset(t.kv_head, 0),
-               args_.pages.layout.key_panel_bytes(), (tokens + kPanel - 1) / kPanel, scores,
-               kPageTokens);
-  }
-
-  void weigh_values(const Tile& t, const uint8_t* base, int64_t tokens, const float* scores,
-                    float* out) const {
-    const float* weights[kMaxTileRows];
-    for (int64_t i = 0; i < t.queries(); ++i) weights[i] = scores + i * kPageTokens;
-    dot_panels(weights, t.queries(), tokens, base + args_.pages.layout.value_offset(t.kv_head, 0),
-               args_.pages.layout.value_panel_bytes(), args_.pages.layout.value_panels(), out,
-               padded_dim_);
-  }
-
   const AttentionArgs& args_;
   const Kernels& kernels_;
   int64_t group_;
   int64_t padded_dim_;
+  bool split_;
   int64_t heads_per_tile_;
   int64_t rows_per_tile_;
   int64_t tiles_per_kv_head_;
@@ -208,7 +234,11 @@ void split_over_pages(const Attention& attention, const AttentionArgs& args, con
     return attention.partial_at(args.scratch + (unit + 1) * attention.partial_floats());
   };
   context.pool.run(count, 2, [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) attention.page(units[u].tile, units[u].page, partial(u));
+    Inputs queries;
+    for (int64_t u = begin; u < end; ++u) {
+      attention.find_queries(units[u].tile, queries);
+      attention.page(units[u].tile, queries, units[u].page, partial(u));
+    }
   });
   const Partial state = attention.partial_at(args.scratch);
   for (int64_t u = 0; u < count;) {
@@ -224,7 +254,7 @@ void split_over_pages(const Attention& attention, const AttentionArgs& args, con
 
 size_t attention_scratch_floats(int64_t head_dim) {
   const auto padded = static_cast<size_t>((head_dim + kPadDim - 1) / kPadDim * kPadDim);
-  return (kMaxSplitUnits + 1) * kMaxTileRows * (padded + 2);  // one state, one partial a unit
+  return (kMaxSplitUnits + 1) * kMostQueries * (padded + 2);  // one state, one partial a unit
 }
 
 void attention(const AttentionArgs& args, const Context& context) {
@@ -250,7 +280,8 @@ void attention(const AttentionArgs& args, const Context& context) {
   for (int64_t row = 0; row < rows; row = block_end(row)) ++blocks;
   // Later rows see more keys: small chunks even out.
   context.pool.run(blocks, 16, [&](int64_t begin, int64_t end) {
-    alignas(64) float buffer[2 * kMaxTileRows * (kMaxHeadDim + 2)];
+    alignas(64) float buffer[2 * kMostQueries * (kMaxHeadDim + 2)];
+    Inputs queries;
     const Partial state = attention.partial_at(buffer);
     const Partial next = attention.partial_at(buffer + attention.partial_floats());
     int64_t row = 0;
@@ -260,8 +291,9 @@ void attention(const AttentionArgs& args, const Context& context) {
       for (int64_t which = 0; which < per_row; ++which) {
         const Tile t = attention.tile(row, stop - row, which);
         attention.clear(t, state);
+        attention.find_queries(t, queries);
         for (int64_t p = attention.first_page(t); p <= attention.last_page(t); ++p) {
-          attention.page(t, p, next);
+          attention.page(t, queries, p, next);
           attention.merge(t, next, state);
         }
         attention.finish(t, state);

@@ -25,6 +25,7 @@ constexpr size_t kStep = 64;      // bytes of a panel's step
 constexpr int kMaxTileRows = 12;  // input rows that one panel_dot call takes at most
 constexpr int kRoundedRows = 32;  // input rows that one rounded_dot call takes at most
 constexpr int64_t kRoundedInputs = 32;
+constexpr int kSplitRows = 16;  // input rows that one split_dot call takes
 constexpr int kMaxTile = kRoundedRows * kGroup * kPanel;  // floats in the largest output tile
 
 constexpr size_t panel_bytes(DType dtype, int64_t k) {
@@ -54,6 +55,16 @@ using RoundRow = void (*)(const float* x, int64_t k, uint32_t* pairs);
 // that are there count. Here 1024 inputs are summed at a time.
 using RoundedDot = void (*)(const uint32_t* pairs, int64_t stride, int64_t k, const Panels& w,
                             int rows, int panels, float* tile);
+
+// high[i] = x[2i], x[2i + 1] as bfloat16, low[i] = what that leaves of them, likewise; both as
+// RoundRow. Together they hold 16 bits of each mantissa.
+using SplitRow = void (*)(const float* x, int64_t k, uint32_t* high, uint32_t* low);
+
+// out[m][p * 16 + lane] = sum_k (high + low)[m][k] * w[p][k][lane] for m < kSplitRows, p < panels:
+// bfloat16 panels times split rows, each k's two products one behind the other. Row m of high and
+// low begins at m * stride, of out at m * out_stride; all kSplitRows are read and written.
+using SplitDot = void (*)(const uint32_t* high, const uint32_t* low, int64_t stride, int64_t k,
+                          const Panels& w, int panels, float* out, int64_t out_stride);
 
 struct Kernels {
   const char* name;
@@ -85,6 +96,9 @@ struct Kernels {
   // Where the processor has a unit for it, bfloat16 weights take the rounded path.
   RoundRow round_row = nullptr;
   RoundedDot rounded_dot = nullptr;
+  // And attention this one, in place of dot_bf16_exact.
+  SplitRow split_row = nullptr;
+  SplitDot split_dot = nullptr;
 };
 
 const Kernels* kernels_generic();

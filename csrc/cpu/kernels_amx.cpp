@@ -21,6 +21,13 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// Loaded before each product: other libraries on this thread have shapes of their own; and tiles in
+// use slow the switch to other threads, so they are released behind it.
+const TileShapes& shapes() {
+  static const TileShapes same;
+  return same;
+}
+
 // Tiles 0 to 3 hold sums, of kTiles x kPanels tiles that share what is loaded: 4 and 5 inputs, 6
 // and 7 weights. A tile holds sixteen rows; one of them takes up to four panels, two take two, the
 // second with the sums 2 and 3.
@@ -120,10 +127,7 @@ void rounded_dot(const uint32_t* pairs, int64_t stride, int64_t k, const Panels&
   constexpr Tile one[] = {rounded_tile<1, 1>, rounded_tile<1, 2>, rounded_tile<1, 3>,
                           rounded_tile<1, 4>};
   constexpr Tile two[] = {rounded_tile<2, 1>, rounded_tile<2, 2>};
-  static const TileShapes shapes;
-  // Other libraries on this thread have shapes of their own; and tiles in use slow the switch to
-  // other threads.
-  _tile_loadconfig(&shapes);
+  _tile_loadconfig(&shapes());
   if (rows <= kTileRows) {
     one[panels - 1](pairs, stride, k, w, tile, panels * kPanel);
   } else {
@@ -135,10 +139,99 @@ void rounded_dot(const uint32_t* pairs, int64_t stride, int64_t k, const Panels&
   _tile_release();
 }
 
-void round_row(const float* x, int64_t k, uint32_t* pairs) {
-  round_to_pairs(x, k, pairs);
+// As round_to_pairs, and into `low` what that leaves of x, rounded likewise.
+void split_to_pairs(const float* x, int64_t n, uint32_t* high, uint32_t* low) {
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m512 first = _mm512_loadu_ps(x + i), second = _mm512_loadu_ps(x + i + 16);
+    const auto rounded = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+    const auto exact = [](__m256i half) {
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    };
+    const __m512 left_first = _mm512_sub_ps(first, exact(_mm512_castsi512_si256(rounded)));
+    const __m512 left_second = _mm512_sub_ps(second, exact(_mm512_extracti64x4_epi64(rounded, 1)));
+    _mm512_storeu_si512(high + i / 2, rounded);
+    _mm512_storeu_si512(low + i / 2, (__m512i)_mm512_cvtne2ps_pbh(left_second, left_first));
+  }
+  for (; i < n; i += 2) {
+    uint32_t rounded[2] = {}, left[2] = {};
+    for (int64_t j = i; j < n && j < i + 2; ++j) {
+      const uint16_t bits = flexidepth::float_to_bf16(x[j]);
+      rounded[j - i] = bits;
+      left[j - i] = flexidepth::float_to_bf16(x[j] - flexidepth::bf16_to_float(bits));
+    }
+    high[i / 2] = rounded[0] | (rounded[1] << 16);
+    low[i / 2] = left[0] | (left[1] << 16);
+  }
+}
+
+// Zeros behind k, up to whole tiles.
+void pad(int64_t k, uint32_t* pairs) {
   const int64_t padded = (k + kTileInputs - 1) / kTileInputs * kTileInputs;
   for (int64_t i = (k + 1) / 2; i < padded / 2; ++i) pairs[i] = 0;
+}
+
+void round_row(const float* x, int64_t k, uint32_t* pairs) {
+  round_to_pairs(x, k, pairs);
+  pad(k, pairs);
+}
+
+void split_row(const float* x, int64_t k, uint32_t* high, uint32_t* low) {
+  split_to_pairs(x, k, high, low);
+  pad(k, high);
+  pad(k, low);
+}
+
+// Sums 0 to 3 of as many panels; 4 holds the high halves, 5 the low ones.
+template <int kPanels>
+void multiply_split(const uint8_t* w, size_t stride, size_t step) {
+  _tile_loadd(6, w, step);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(0, 5, 6);
+  if constexpr (kPanels > 1) {
+    _tile_loadd(7, w + stride, step);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(1, 5, 7);
+  }
+  if constexpr (kPanels > 2) {
+    _tile_loadd(6, w + 2 * stride, step);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_dpbf16ps(2, 5, 6);
+  }
+  if constexpr (kPanels > 3) {
+    _tile_loadd(7, w + 3 * stride, step);
+    _tile_dpbf16ps(3, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+template <int kPanels>
+void split_tile(const uint32_t* high, const uint32_t* low, int64_t stride, int64_t k,
+                const Panels& w, float* out, int64_t out_stride) {
+  const auto row_bytes = static_cast<size_t>(stride) * sizeof(uint32_t);
+  alignas(64) uint8_t tail[kPanels * kTileSteps * flexidepth::cpu::kStep];
+  zero_sums<1, kPanels>();
+  for (int64_t i = 0; i < k; i += kTileInputs) {
+    _tile_loadd(4, high + i / 2, row_bytes);
+    _tile_loadd(5, low + i / 2, row_bytes);
+    if (k - i >= kTileInputs) {
+      multiply_split<kPanels>(w.data + static_cast<size_t>(i / 2) * w.step, w.stride, w.step);
+    } else {
+      copy_tail<kPanels>(w, i, k, tail);
+      multiply_split<kPanels>(tail, kTileSteps * flexidepth::cpu::kStep, flexidepth::cpu::kStep);
+    }
+  }
+  store_sums<1, kPanels>(out, out_stride);
+}
+
+void split_dot(const uint32_t* high, const uint32_t* low, int64_t stride, int64_t k,
+               const Panels& w, int panels, float* out, int64_t out_stride) {
+  using Tile =
+      void (*)(const uint32_t*, const uint32_t*, int64_t, int64_t, const Panels&, float*, int64_t);
+  constexpr Tile tiles[] = {split_tile<1>, split_tile<2>, split_tile<3>, split_tile<4>};
+  _tile_loadconfig(&shapes());
+  tiles[panels - 1](high, low, stride, k, w, out, out_stride);
+  _tile_release();
 }
 
 }  // namespace
@@ -150,6 +243,8 @@ const Kernels* kernels_amx() {
     Kernels made = make_kernels("amx", dot_bf16);
     made.round_row = round_row;
     made.rounded_dot = rounded_dot;
+    made.split_row = split_row;
+    made.split_dot = split_dot;
     return made;
   }();
   return &table;
