@@ -149,14 +149,6 @@ class Attention {
     }
   }
 
-  void clear(const Tile& t, const Partial& state) const {
-    for (int64_t i = 0; i < t.queries(); ++i) {
-      state.peak[i] = -std::numeric_limits<float>::infinity();
-      state.sum[i] = 0.0f;
-      std::fill_n(state.out + i * padded_dim_, padded_dim_, 0.0f);
-    }
-  }
-
   void finish(const Tile& t, const Partial& state) const {
     for (int64_t i = 0; i < t.queries(); ++i) {
       const float* from = state.out + i * padded_dim_;
@@ -183,10 +175,8 @@ class Attention {
   void dot_panels(const Inputs& x, int64_t queries, int64_t k, const uint8_t* panels, size_t stride,
                   int64_t num_panels, float* out, int64_t out_stride) const {
     if (split_) {
-      for (int64_t p = 0; p < num_panels; p += kGroup)
-        kernels_.split_dot(x.high, x.low, kSplitStride, k, {panels + p * stride, stride, kStep},
-                           static_cast<int>(std::min<int64_t>(kGroup, num_panels - p)),
-                           out + p * kPanel, out_stride);
+      kernels_.split_dot(x.high, x.low, kSplitStride, k, {panels, stride, kStep},
+                         static_cast<int>(num_panels), out, out_stride);
       return;
     }
     alignas(64) float tile[kMaxTile];
@@ -231,7 +221,7 @@ void split_over_pages(const Attention& attention, const AttentionArgs& args, con
       units[count++] = {t, p};
   }
   const auto partial = [&](int64_t unit) {
-    return attention.partial_at(args.scratch + (unit + 1) * attention.partial_floats());
+    return attention.partial_at(args.scratch + unit * attention.partial_floats());
   };
   context.pool.run(count, 2, [&](int64_t begin, int64_t end) {
     Inputs queries;
@@ -240,11 +230,10 @@ void split_over_pages(const Attention& attention, const AttentionArgs& args, con
       attention.page(units[u].tile, queries, units[u].page, partial(u));
     }
   });
-  const Partial state = attention.partial_at(args.scratch);
   for (int64_t u = 0; u < count;) {
     const Tile t = units[u].tile;
-    attention.clear(t, state);
-    for (int64_t p = attention.first_page(t); p <= attention.last_page(t); ++p)
+    const Partial state = partial(u++);
+    for (int64_t p = attention.first_page(t) + 1; p <= attention.last_page(t); ++p)
       attention.merge(t, partial(u++), state);
     attention.finish(t, state);
   }
@@ -254,7 +243,7 @@ void split_over_pages(const Attention& attention, const AttentionArgs& args, con
 
 size_t attention_scratch_floats(int64_t head_dim) {
   const auto padded = static_cast<size_t>((head_dim + kPadDim - 1) / kPadDim * kPadDim);
-  return (kMaxSplitUnits + 1) * kMostQueries * (padded + 2);  // one state, one partial a unit
+  return kMaxSplitUnits * kMostQueries * (padded + 2);
 }
 
 void attention(const AttentionArgs& args, const Context& context) {
@@ -290,9 +279,10 @@ void attention(const AttentionArgs& args, const Context& context) {
       const int64_t stop = block_end(row);
       for (int64_t which = 0; which < per_row; ++which) {
         const Tile t = attention.tile(row, stop - row, which);
-        attention.clear(t, state);
         attention.find_queries(t, queries);
-        for (int64_t p = attention.first_page(t); p <= attention.last_page(t); ++p) {
+        const int64_t first = attention.first_page(t);
+        attention.page(t, queries, first, state);
+        for (int64_t p = first + 1; p <= attention.last_page(t); ++p) {
           attention.page(t, queries, p, next);
           attention.merge(t, next, state);
         }

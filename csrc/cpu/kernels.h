@@ -61,8 +61,8 @@ using RoundedDot = void (*)(const uint32_t* pairs, int64_t stride, int64_t k, co
 using SplitRow = void (*)(const float* x, int64_t k, uint32_t* high, uint32_t* low);
 
 // out[m][p * 16 + lane] = sum_k (high + low)[m][k] * w[p][k][lane] for m < kSplitRows, p < panels:
-// bfloat16 panels times split rows, each k's two products one behind the other. Row m of high and
-// low begins at m * stride, of out at m * out_stride; all kSplitRows are read and written.
+// any number of bfloat16 panels times split rows. Row m of high and low begins at m * stride, of
+// out at m * out_stride; all kSplitRows are read and written.
 using SplitDot = void (*)(const uint32_t* high, const uint32_t* low, int64_t stride, int64_t k,
                           const Panels& w, int panels, float* out, int64_t out_stride);
 

@@ -230,7 +230,11 @@ void split_dot(const uint32_t* high, const uint32_t* low, int64_t stride, int64_
       void (*)(const uint32_t*, const uint32_t*, int64_t, int64_t, const Panels&, float*, int64_t);
   constexpr Tile tiles[] = {split_tile<1>, split_tile<2>, split_tile<3>, split_tile<4>};
   _tile_loadconfig(&shapes());
-  tiles[panels - 1](high, low, stride, k, w, out, out_stride);
+  for (int p = 0; p < panels; p += flexidepth::cpu::kGroup) {
+    const int count = panels - p < flexidepth::cpu::kGroup ? panels - p : flexidepth::cpu::kGroup;
+    const Panels group{w.data + static_cast<size_t>(p) * w.stride, w.stride, w.step};
+    tiles[count - 1](high, low, stride, k, group, out + p * kPanel, out_stride);
+  }
   _tile_release();
 }
 
