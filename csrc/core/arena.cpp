@@ -13,8 +13,6 @@
 namespace flexidepth {
 
 namespace {
-constexpr size_t kHugePage = size_t{2} << 20;
-
 [[noreturn]] void fail_out_of_memory(size_t bytes) {
   fail(ErrorKind::kMemory, "memory: the system refused ", bytes,
        " bytes; close other programs, use a smaller dtype or a shorter max_length");

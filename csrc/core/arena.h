@@ -8,6 +8,8 @@
 
 namespace flexidepth {
 
+constexpr size_t kHugePage = size_t{2} << 20;
+
 class Buffer {
  public:
   Buffer() = default;

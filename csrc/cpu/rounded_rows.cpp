@@ -31,9 +31,9 @@ const RoundedRows& RoundedRows::of(RoundRow round, const Rows& x, int64_t begin,
   // A power of two apart, rows would fall on the same lines of the cache: one line more.
   own.stride_ = (k + kRoundedInputs - 1) / kRoundedInputs * (kRoundedInputs / 2) + 16;
   const auto rows = static_cast<size_t>(end - begin + kRoundedRows - 1);
-  own.pairs_.resize(std::max(own.pairs_.size(), rows * static_cast<size_t>(own.stride_)));
-  for (int64_t m = begin; m < end; ++m)
-    round(x.row(m), k, own.pairs_.data() + (m - begin) * own.stride_);
+  const size_t bytes = rows * static_cast<size_t>(own.stride_) * sizeof(uint32_t);
+  if (own.memory_.size() < bytes) own.memory_ = Buffer(std::max(bytes, kHugePage));
+  for (int64_t m = begin; m < end; ++m) round(x.row(m), k, own.pairs() + (m - begin) * own.stride_);
   own.base_ = x.base;
   own.index_ = x.index;
   own.begin_ = begin;

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
+#include "core/arena.h"
 #include "cpu/kernels.h"
 #include "ops/rows.h"
 
@@ -21,14 +21,18 @@ class RoundedRows {
                                int64_t k);
 
   // The rounded row m of x; kRoundedRows - 1 more behind the last one can be read.
-  const uint32_t* row(int64_t m) const { return pairs_.data() + (m - begin_) * stride_; }
+  const uint32_t* row(int64_t m) const { return pairs() + (m - begin_) * stride_; }
   // Pairs from a row to the next.
   int64_t stride() const { return stride_; }
 
  private:
   bool holds(const Rows& x, int64_t begin, int64_t end, int64_t k) const;
 
-  std::vector<uint32_t> pairs_;
+  uint32_t* pairs() const { return reinterpret_cast<uint32_t*>(memory_.data()); }
+
+  // One huge page at least: in small ones, wherever they lie, rows that fit the L2 cache drive each
+  // other out.
+  Buffer memory_;
   const float* base_ = nullptr;  // null: nothing is held
   const int32_t* index_ = nullptr;
   int64_t begin_ = 0, end_ = 0, k_ = 0, stride_ = 0;
