@@ -4,12 +4,18 @@ import pytest
 import torch
 
 from flexidepth import reference
-from flexidepth_ext import ops
+from flexidepth_ext import _C, ops
 from flexidepth_ext.errors import ValueOutOfRangeError
 
 from ..tolerances import assert_as_exact_as_torch
 
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(params=_C.available_isas())
+def isa(request: pytest.FixtureRequest) -> str:
+    """All of them: those that round activations before weights round none here."""
+    return str(request.param)
 
 
 def filled(dtype, tokens, kv_heads, dim, seed=0, ctx=None, layers=2):
@@ -62,6 +68,19 @@ def test_gathered_queries_see_their_own_past(ctx, dtype, window):
     exact = expected(q, k, v, positions, 4, window, torch.float64)
     same = expected(q, k, v, positions, 4, window, dtype)
     assert_as_exact_as_torch(run(q, [cache], positions, 4, window, ctx=ctx), same, exact)
+
+
+@pytest.mark.parametrize("dim", [6, 64])
+@pytest.mark.parametrize("rows", [1, 70])
+def test_neither_queries_nor_weights_are_rounded_to_the_caches_type(ctx, rows, dim):
+    """A hundredth of what rounding either of them to bfloat16 costs."""
+    cache, k, v = filled(torch.bfloat16, 333, 2, dim, ctx=ctx)
+    positions = torch.arange(333 - rows, 333)
+    q = torch.randn(rows, 6 * dim)
+    exact = expected(q, k, v, positions, 6, 0, torch.float64)
+    error = (run(q, [cache], positions, 6, ctx=ctx) - exact).square().mean().sqrt()
+    rounded = expected(q.bfloat16(), k, v, positions, 6, 0, torch.float64)
+    assert error < 0.01 * (rounded - exact).square().mean().sqrt()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
