@@ -11,7 +11,7 @@ from typing import Any
 
 from .wheels import read_member
 
-LETTERS = string.ascii_uppercase
+_LETTERS = string.ascii_uppercase
 _OPTION = re.compile(r"^([A-Z])\. ?(.*)$", re.MULTILINE)
 
 
@@ -38,14 +38,14 @@ def question_sets(wheel: Path) -> dict[str, list[dict[str, Any]]]:
             for line, choices, right in _answered(wheel, "SIQA/test", 3)
         ],
         "commonsense_qa": [
-            {"question": line["question"].strip(), "choices": choices, "answer": LETTERS[right]}
+            {"question": line["question"].strip(), "choices": choices, "answer": _LETTERS[right]}
             for line, choices, right in _answered(wheel, "CommonsenseQA/validation", 5)
         ],
         "openbook_qa": [
             {
                 "question_stem": line["question"].strip(),
                 "choices": choices,
-                "answer": LETTERS[right],
+                "answer": _LETTERS[right],
             }
             for line, choices, right in _answered(wheel, "OpenBookQA/test", 4)
         ],
@@ -64,6 +64,6 @@ def _answered(
         letters = [letter for letter, _ in found]
         choices = [choice.strip() for _, choice in found]
         answer = line["answer"].strip()[:1]
-        whole = letters == list(LETTERS[:options])
+        whole = letters == list(_LETTERS[:options])
         if whole and all(choices) and len(set(choices)) == options and answer in letters:
             yield line, choices, letters.index(answer)

@@ -92,6 +92,7 @@ class Attention {
     return args_.position(t.first_row + t.rows - 1) / kPageTokens;
   }
 
+  // A tile's queries, which all its pages take.
   void find_queries(const Tile& t, Inputs& queries) const {
     for (int64_t i = 0; i < t.queries(); ++i)
       queries.rows[i] = args_.q.row(t.first_row + i / t.heads) +
@@ -164,6 +165,7 @@ class Attention {
     return args_.pages.layout.dtype == DType::kFloat32 ? kernels_.dot_f32 : kernels_.dot_bf16_exact;
   }
 
+  // The halves of k inputs of each query, where the kernel takes halves.
   void split(const Tile& t, int64_t k, Inputs& inputs) const {
     if (!split_) return;
     for (int64_t i = 0; i < t.queries(); ++i)

@@ -30,8 +30,8 @@ class RoundedRows {
 
   uint32_t* pairs() const { return reinterpret_cast<uint32_t*>(memory_.data()); }
 
-  // One huge page at least: in small ones, wherever they lie, rows that fit the L2 cache drive each
-  // other out.
+  // One huge page at least: in small ones some processes multiply a third slower,
+  // docs/architecture.md.
   Buffer memory_;
   const float* base_ = nullptr;  // null: nothing is held
   const int32_t* index_ = nullptr;
