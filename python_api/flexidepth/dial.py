@@ -19,7 +19,7 @@ from .errors import UnsupportedError, ValueOutOfRangeError
 PRESETS = {"quality": 2.0, "balanced": 4.0, "fast": 6.0}  # mean layers skipped a token
 TOLERANCE = 0.02  # layers: how near a calibration comes to what was wanted
 # Of a logit that is taken. Gates are float32: near 0 they go far, near 1 they end.
-_SMALLEST_TAU, _LARGEST_TAU = 1e-30, 1 - 1e-6
+SMALLEST_TAU, LARGEST_TAU = 1e-30, 1 - 1e-6
 _MAKES_IT = "`flexidepth calibrate MODEL --data FILE` makes one"
 
 
@@ -157,7 +157,7 @@ def calibrated_thresholds(calibration: Sequence[Mapping[str, Any]], target: floa
 
 def logit(tau: float) -> float:
     """log(tau / (1 - tau)), of a tau kept within [1e-30, 1 - 1e-6]."""
-    kept = min(max(tau, _SMALLEST_TAU), _LARGEST_TAU)
+    kept = min(max(tau, SMALLEST_TAU), LARGEST_TAU)
     return math.log(kept) - math.log1p(-kept)
 
 

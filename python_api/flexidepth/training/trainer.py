@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..dial import LARGEST_TAU, SMALLEST_TAU
 from ..errors import ValueOutOfRangeError
 from ..modeling import FlexiDepthForCausalLM
 from .metrics import RunningMetrics, rounded
@@ -246,13 +247,13 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits of all gates [tokens, routed layers] with every layer run."""
+        """Logits of all gates [tokens, routed layers] with every layer run; float64, trained ones go below -50."""
         names = ("input_ids", "position_ids", "attention_mask")
         out = self.network.model(
             **{name: inputs[name] for name in names}, use_cache=False, force_routing="all"
         )
         gates = out.gates[(inputs["document_ids"] >= 0)]
-        return torch.logit(gates.clamp(1e-6, 1 - 1e-6))
+        return torch.logit(gates.double().clamp(SMALLEST_TAU, LARGEST_TAU))
 
     def _sum(self, value: Tensor) -> Tensor:
         if self.args.world_size == 1:
