@@ -23,8 +23,11 @@ _REPEATS = 3  # of the base model's own answers, which are what the routers will
 
 def stages(out: Path, recipe: str, gsm8k: Path | None) -> list[Stage]:
     """From texts to a measured checkpoint."""
+    from flexidepth.training.command import find_recipe
+    from flexidepth.training.run import RESULT_FOLDER
+
     data, run = out / "data", out / "run"
-    trained, routing = run / "budgets" / "routing", out / "routing"
+    trained, routing = run / find_recipe(recipe).stages[-1].name / RESULT_FOLDER, out / "routing"
     train, held_out = data / "train", data / "held_out"
     names = [*_TEXTS, *(["gsm8k"] if gsm8k is not None else []), *["distilled"] * _REPEATS]
     learnt = [f"{name}.jsonl" for name in names]

@@ -1,4 +1,4 @@
-"""A trained routing as the package ships it: `python -m flexidepth.bench.shipped_form RUN/budgets/routing OUT`.
+"""A trained routing as the package ships it: `python -m flexidepth.bench.shipped_form RUN/STAGE/routing OUT`.
 
 Training keeps float32, with which it goes on; what is shipped has adapters in bfloat16, as the engine holds them, and
 routers in float16, half the bytes. Gates move with the rounding, so a calibration from before is left out: calibrate

@@ -52,7 +52,7 @@ def test_every_step_of_retraining_is_a_command_with_these_options(tmp_path: Path
     assert made[3].command.count(str(tmp_path / "data" / "train" / "distilled.jsonl")) == 3
     assert made[3].command.count(str(tmp_path / "data" / "train" / "gsm8k.jsonl")) == 1
     assert "--resume" not in made[3].command
-    trained, routing = tmp_path / "run" / "budgets" / "routing", tmp_path / "routing"
+    trained, routing = tmp_path / "run" / "further" / "routing", tmp_path / "routing"
     assert made[3].done == trained
     assert made[4].command[1:] == [str(trained), str(routing)] and made[4].done == routing
     assert made[5].command[2] == str(routing) == made[6].command[2]

@@ -55,6 +55,8 @@ def test_paths_count_from_the_files_own_folder(tmp_path):
         ),
         ({"stages": [{"name": "s", "tokens": 1, "adapter": 1.0}]}, "set lm: 0.0"),
         ({"stages": [{"name": "s", "tokens": 1, "exploration": 1.0}]}, "shares"),
+        ({"stages": [{"name": "s", "tokens": 1, "seed": -1}]}, "stage 's': seed is -1"),
+        ({"seed": 1 << 32}, "recipe: seed is 4294967296"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"batch_size": True}, "batch_size is True"),
         ({"data": {"train": "x"}}, "wanted a list"),
@@ -80,9 +82,10 @@ def test_options_take_the_place_of_what_the_recipe_says():
     changed = changed_recipe(recipe, train=["x"], target_layers_skipped=4, start="r")
     assert changed.data.train == ["x"] and changed.start == "r"
     assert changed.base_model == recipe.base_model
-    adapters, routed = changed.stages
-    assert adapters.target_layers_skipped is None
-    assert routed.target_layers_skipped == 4.0 and routed.budgets is None
+    adapters, *routed = changed.stages
+    assert adapters.target_layers_skipped is None and len(routed) == 2
+    for stage in routed:
+        assert stage.target_layers_skipped == 4.0 and stage.budgets is None
 
 
 def test_single_values_can_be_set():
@@ -98,8 +101,9 @@ def test_single_values_can_be_set():
     changed = changed_recipe(recipe, train=["x"], settings=settings)
     assert (changed.batch_size, changed.data.length, changed.data.train) == (1, 64, ["x"])
     assert changed.routing == {**recipe.routing, "ablations": ["no_adapter"]}
-    adapters, budgets = changed.stages
-    assert adapters == recipe.stages[0] and (budgets.tokens, budgets.budgets) == (4096, [4])
+    adapters, budgets, further = changed.stages
+    assert (adapters, further) == (recipe.stages[0], recipe.stages[2])
+    assert (budgets.tokens, budgets.budgets) == (4096, [4])
     assert recipe.stages[1].tokens != 4096 and budgets.kl == recipe.stages[1].kl
 
 
@@ -111,7 +115,7 @@ def test_single_values_can_be_set():
         ("data=3", "wanted KEY=VALUE"),
         ("stages.budgets=3", "wanted KEY=VALUE"),
         ("optimizer.lr=3", "wanted KEY=VALUE"),
-        ("stages.tokens.n=3", "no stage 'tokens'; there are adapters, budgets"),
+        ("stages.tokens.n=3", "no stage 'tokens'; there are adapters, budgets, further"),
         ("batchsize=3", "did you mean 'batch_size'"),
         ("data.lenght=3", "did you mean 'length'"),
         ("batch_size=much", "wanted int"),

@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from flexidepth.checkpoints import open_checkpoint
+from flexidepth.checkpoints import open_checkpoint, save_routing
 from flexidepth.cli.app import app
 from flexidepth.config import ABLATIONS
 from flexidepth.errors import (
@@ -280,6 +280,41 @@ def test_going_on_from_a_checkpoint(base, data, tmp_path):
         if ".router." in name or ".adapter." in name:
             torch.testing.assert_close(parameter.detach(), stored[name].float())
             assert parameter.requires_grad
+
+
+def test_offsets_start_where_the_logits_of_trained_routers_are(base, data, tmp_path):
+    trained = starting_model(recipe(base, ADAPTERS))
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if name.endswith("router.head.bias"):
+                parameter -= 40.0
+    save_routing(trained, tmp_path / "start", base_model=str(base))
+    run_recipe(
+        recipe(base, {**BUDGETS, "order_layers": False}, start=str(tmp_path / "start")),
+        tmp_path / "run",
+        data,
+    )
+    log = json.loads((tmp_path / "run" / "budgets" / "log.json").read_text())
+    offsets = [log["history"][0][f"offset/{budget}"] for budget in ("0.5", "1")]
+    assert all(-42.0 < offset < -36.0 for offset in offsets) and offsets[0] <= offsets[1]
+
+
+def test_a_stage_with_a_seed_sees_the_text_in_another_order(base, data, tmp_path):
+    seen: list[int] = []
+
+    class Watched(Sequences):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            seen.append(int(index))
+            return super().__getitem__(index)
+
+    watched = dataclasses.replace(data, train=Watched(64, 1), held_out=None)
+    stages = [{**ADAPTERS, "name": name} for name in ("one", "two", "three")]
+    stages[2]["seed"] = 1
+    run_recipe(recipe(base, *stages), tmp_path / "run", watched)
+    seen = seen[4:]  # the text is marked by those
+    of_one = len(seen) // 3
+    one, two, three = seen[:of_one], seen[of_one : 2 * of_one], seen[2 * of_one :]
+    assert one == two and one != three and len(set(three)) >= 24
 
 
 def test_another_recipe_is_refused(base, data, tmp_path):

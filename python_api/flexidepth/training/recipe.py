@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..arguments import whole_number
 from ..errors import ValueOutOfRangeError
 
 _T = TypeVar("_T")
@@ -42,7 +43,8 @@ class Stage:
     skip_penalty, adapter: weights of the loss, see training.objective.Weights.
     target_layers_skipped: steers skip_penalty. budgets: trains at several targets at once instead, each
     sequence at one. exploration: share of running straight-through gates that are drawn to skip, to see what it
-    costs; see layers._explore.
+    costs; see layers._explore. seed: order of the text and what else is drawn, None = the recipe's; with another
+    one a later stage does not see first what an earlier one saw first.
     """
 
     name: str
@@ -60,9 +62,12 @@ class Stage:
     target_layers_skipped: float | None = None
     budgets: list[float] | None = None
     exploration: float = 0.0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "tokens", "learning_rate")
+        if self.seed is not None:
+            _seed(f"recipe: stage {self.name!r}: seed", self.seed)
         if self.router_learning_rate is not None:
             _positive(self, "router_learning_rate")
         _not_negative(self, "warmup", "final_learning_rate", "lm", "kl", "skip_penalty", "adapter")
@@ -144,6 +149,7 @@ class Recipe:
             )
         _positive(self, "batch_size", "gradient_accumulation", "logging_steps", "save_steps")
         _positive(self, "eval_steps", "eval_sequences", "max_grad_norm")
+        _seed("recipe: seed", self.seed)
 
     def eval_steps_of(self, stage: Stage) -> int:
         """Optimiser steps between two looks at held-out text in a stage."""
@@ -222,6 +228,10 @@ def _make(kind: type[_T], content: Any, where: str) -> _T:
     for name, value in values.items():
         _check_type(where, name, value, str(fields[name].type))
     return kind(**values)
+
+
+def _seed(name: str, value: int) -> None:
+    whole_number(name, value, 0, (1 << 32) - 1)  # what numpy's generator takes
 
 
 def _check_type(where: str, name: str, value: Any, wanted: str) -> None:

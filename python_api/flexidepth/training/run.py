@@ -180,6 +180,7 @@ def training_arguments(
     recipe: Recipe, stage: Stage, folder: Path, *, evaluating: bool
 ) -> TrainingArguments:
     """transformers' arguments of a stage."""
+    seed = recipe.seed if stage.seed is None else stage.seed
     common: dict[str, Any] = {
         "output_dir": str(folder),
         "per_device_train_batch_size": recipe.batch_size,
@@ -199,8 +200,8 @@ def training_arguments(
         "save_total_limit": 2,
         "eval_strategy": "steps" if evaluating else "no",
         "eval_steps": recipe.eval_steps_of(stage),
-        "seed": recipe.seed,
-        "data_seed": recipe.seed,
+        "seed": seed,
+        "data_seed": seed,
         "remove_unused_columns": False,
         "ddp_find_unused_parameters": True,
         "report_to": "none",
