@@ -26,6 +26,9 @@ constexpr int kWarmUp = 3;
 constexpr int kRepeats = 25;
 constexpr size_t kPhaseBytes = size_t{32} << 20;  // of a phase: about the Q matrix of an 8B model
 constexpr size_t kMostBytes = size_t{1} << 30;
+constexpr size_t kFetchedBytes = size_t{8} << 20;  // of a prefetch: small beside any L2 cache here
+constexpr size_t kFetchedAtOnce = size_t{32} << 10;  // by one instruction
+constexpr int64_t kWaitClocks = 30000;               // long beside what it takes to come
 constexpr int kReadThreads = 256;
 constexpr int kIdleThreads = 128;            // as the engine's products of few rows have
 constexpr size_t kIdleShared = 16 << 10;     // likewise
@@ -104,6 +107,25 @@ __global__ void __launch_bounds__(kReadThreads)
   }
   if (!waited) await_inputs();
   if (sum == kNeverSum) *out = sum;
+}
+
+// Into the L2 cache: 128 bytes a thread, or, from compute capability 9.0 on, 32 KB.
+__global__ void __launch_bounds__(kReadThreads) fetch_lines_kernel(const uint8_t* from) {
+  const size_t i = static_cast<size_t>(blockIdx.x) * kReadThreads + threadIdx.x;
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i * 128));
+}
+__global__ void fetch_bulk_kernel(const uint8_t* from) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
+                   from + static_cast<size_t>(blockIdx.x) * kFetchedAtOnce),
+               "r"(static_cast<uint32_t>(kFetchedAtOnce)));
+#endif
+}
+
+__global__ void wait_kernel() {
+  const int64_t begin = clock64();
+  while (clock64() - begin < kWaitClocks) {
+  }
 }
 
 // Graphs ------------------------------------------------------------------------------------------
@@ -500,6 +522,30 @@ void memory(const Device& device, Rows& rows) {
         2, 8);
     return rate(samples, static_cast<double>(device.bytes()));
   });
+  for (const char* kind : {"none", "lines", "bulk"}) {
+    const std::string by = kind;
+    rows.add("fetched_" + by, "us", [&] {
+      if (by == "bulk" && device.properties().major < 9)
+        throw std::runtime_error("bulk prefetches need compute capability 9.0");
+      const auto fetched = static_cast<int>(device.bytes() / kFetchedBytes);
+      return chained(
+          device, false,
+          [&](int i, bool) {
+            const size_t begin = static_cast<size_t>(i % fetched) * kFetchedBytes;
+            const uint8_t* from = device.memory() + begin;
+            if (by == "bulk") {
+              device.launch(fetch_bulk_kernel, kFetchedBytes / kFetchedAtOnce, 1, 0, false, from);
+            } else {
+              device.launch(fetch_lines_kernel,
+                            by == "none" ? 1 : kFetchedBytes / 128 / kReadThreads, kReadThreads, 0,
+                            false, from);
+            }
+            device.launch(wait_kernel, 1, 1, 0, false);
+            read(begin, kFetchedBytes, false);
+          },
+          fetched, fetched);
+    });
+  }
   // Pieces in turn: before one comes again, all of memory has gone through the cache.
   const auto pieces = static_cast<int>(device.bytes() / kPhaseBytes);
   for (const bool overlap : {false, true}) {

@@ -38,6 +38,14 @@ _WORDS = {
     "grid_barrier_4": "barrier over the grid, four blocks a multiprocessor",
     "copy": "copy within the device's memory, read and written",
     "read": "reading the device's memory",
+    **{
+        f"fetched_{kind}": f"8 MiB read some 16 us after {words}, with that wait"
+        for kind, words in (
+            ("none", "nothing was asked for"),
+            ("lines", "prefetches of 128 bytes into L2"),
+            ("bulk", "bulk prefetches into L2"),
+        )
+    },
     "phase": "dependent phase that reads 32 MiB, beyond its bytes",
     "phase_overlap": "the same, programmatic edges",
 }

@@ -1,5 +1,5 @@
 #include "core/check.h"
-#include "cuda/attention_pages.cuh"
+#include "cuda/attention_parts.cuh"
 #include "cuda/attention_tiles.cuh"
 
 namespace flexidepth::cuda {
@@ -10,12 +10,12 @@ template <class T, int L>
 __global__ void __launch_bounds__(kAttentionThreads, 3) attention_kernel(const AttentionArgs args) {
   dev::await_inputs();
   if (dev::block(2) >= live_rows(args.q)) return;
-  const PageOf<T, L, 2> page(args, dev::block(2), dev::block(1), dev::block(0));
-  if (dev::block(0) >= page.num_pages) return;
+  const ContextPart<T, L, 2> part(args, dev::block(2), dev::block(1), dev::block(0));
+  if (dev::block(0) >= part.num_parts) return;
   auto* shared = dev::shared_memory<float>();
-  page.compute(shared);
+  part.compute(shared);
   dev::sync_block();
-  page.finish(shared);
+  part.finish(shared);
 }
 
 template <class T, int L>
@@ -23,8 +23,8 @@ void run(const AttentionArgs& args, const Context& context) {
   const KvLayout& layout = args.pages.layout;
   dev::launch(
       "attention", attention_kernel<T, L>,
-      grid_of(args.max_pages, layout.num_kv_heads * head_parts(args.num_heads, layout.num_kv_heads),
-              args.q.count),
+      grid_of(most_parts(args.max_pages),
+              layout.num_kv_heads * head_parts(args.num_heads, layout.num_kv_heads), args.q.count),
       kAttentionThreads, attention_shared_bytes(layout.head_dim), context, args);
 }
 
@@ -39,7 +39,8 @@ void run_tiles(const AttentionArgs& args, const Context& context) {
 
 size_t attention_scratch_floats(int64_t rows, int64_t num_heads, int64_t head_dim,
                                 int64_t max_pages) {
-  return static_cast<size_t>(rows * num_heads * max_pages * (kPartialFloats + head_dim));
+  return static_cast<size_t>(rows * num_heads * most_parts(max_pages) *
+                             (kPartialFloats + head_dim));
 }
 
 size_t attention_counters(int64_t rows, int64_t num_heads) {

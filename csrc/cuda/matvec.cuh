@@ -256,15 +256,16 @@ __device__ __forceinline__ void add_chunk_anywhere(const WeightRows<T, P>& weigh
 // The beginnings of the warp's weights, while what they are multiplied with is still on its way.
 template <class T, int P, class Op>
 __device__ __forceinline__ void prefetch_first(const Input& in, const Op& op, int64_t block) {
-  constexpr int kLines = 8;
-  constexpr int kValues = 128 / sizeof(T);  // of a line
+  constexpr int64_t kBytes = 1024;  // of a row
   const int64_t first = (block * kMatvecWarps + dev::thread() / kWarp) * P;
-  for (int i = dev::thread() % kWarp; i < P * 2 * kLines; i += kWarp) {
-    const int64_t unit = first + i / (2 * kLines), at = i % kLines * kValues;
-    if (unit >= op.units() || at >= in.k) continue;
-    const Pair<T> pair = op.pair(unit);
-    const T* row = i / kLines % 2 == 0 ? pair.a : pair.b;
-    if (row != nullptr) dev::prefetch(row + at);
+  const int64_t row_bytes = in.k * static_cast<int64_t>(sizeof(T));
+  const int64_t bytes = row_bytes < kBytes ? row_bytes : kBytes;
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    if (first + p >= op.units()) break;
+    const Pair<T> pair = op.pair(first + p);
+    if (pair.a != nullptr) dev::prefetch_by_warp(pair.a, bytes);
+    if (pair.b != nullptr) dev::prefetch_by_warp(pair.b, bytes);
   }
 }
 

@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "core/check.h"
-#include "cuda/attention_pages.cuh"
+#include "cuda/attention_parts.cuh"
 #include "cuda/compact.cuh"
 #include "cuda/persistent.cuh"
 #include "cuda/router.cuh"
@@ -269,20 +269,20 @@ class Walk {
                                   args_.counters,
                                   false};
     const RowList& rows = running();
-    const int max_pages = static_cast<int>(args_.max_pages);
-    const int parts =
+    const int most = static_cast<int>(most_parts(args_.max_pages));
+    const int head_parts_of_row =
         static_cast<int>(layout.num_kv_heads * head_parts(args_.num_heads, layout.num_kv_heads));
-    const int tasks = rows.count * parts * max_pages;
+    const int tasks = rows.count * head_parts_of_row * most;
     for (int task = static_cast<int>(dev::block()); task < tasks;
          task += static_cast<int>(dev::blocks())) {
-      const int nth = task % max_pages, part = task / max_pages;
-      const PageOf<T, L, kTokensAhead> page(attention, rows.number[part / parts], part % parts,
-                                            nth);
-      if (nth >= page.num_pages) continue;
+      const int nth = task % most, of = task / most;
+      const ContextPart<T, L, kTokensAhead> part(attention, rows.number[of / head_parts_of_row],
+                                                 of % head_parts_of_row, nth);
+      if (nth >= part.num_parts) continue;
       dev::sync_block();  // what was in shared memory has been read
-      page.compute(shared_);
+      part.compute(shared_);
       dev::sync_block();
-      page.finish(shared_);
+      part.finish(shared_);
     }
     return tasks;
   }

@@ -98,7 +98,13 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
                                                             : Part::kQueries};
   const bool skips = op.part == Part::kAdapter;
   const int64_t block = others < 0 ? dev::block() : skips ? others : others - entry.adapter_blocks;
-  if (others < 0) prefetch_first<T, kPairs>(entry.rows, op, block);
+  if (others < 0) {
+    prefetch_first<T, kPairs>(entry.rows, op, block);
+  } else if (dev::thread() < kWarp) {  // what the gate takes, which comes before all else
+    const int64_t bytes = entry.gate.router_dim * static_cast<int64_t>(sizeof(float));
+    dev::prefetch_by_warp(entry.gate.norm, bytes);
+    dev::prefetch_by_warp(entry.gate.folded, bytes);
+  }
   dev::await_inputs();
   auto* shared = dev::shared_memory<float>();
   const int32_t* list = nullptr;

@@ -6,9 +6,8 @@ namespace flexidepth::cuda {
 
 namespace {
 
-constexpr int64_t kLine = 128;  // bytes that a prefetch brings
-constexpr int kLinesOfThread = 8;
-constexpr int64_t kBlockBytes = kLinesOfThread * kMatvecThreads * kLine;  // that a block asks for
+constexpr int64_t kWarpBytes = 32768;  // that a warp asks for
+constexpr int64_t kBlockBytes = kMatvecWarps * kWarpBytes;
 
 struct Pieces {
   Ahead piece[kMaxAhead];
@@ -26,11 +25,9 @@ struct Pieces {
       }
       block -= blocks;
     }
-#pragma unroll
-    for (int line = 0; line < kLinesOfThread; ++line) {
-      const int64_t at = begin + (line * kMatvecThreads + dev::thread()) * kLine;
-      if (at < own.bytes) dev::prefetch(own.data + at);
-    }
+    begin += dev::thread() / kWarp * kWarpBytes;
+    const int64_t left = own.bytes - begin;
+    if (left > 0) dev::prefetch_by_warp(own.data + begin, left < kWarpBytes ? left : kWarpBytes);
   }
 };
 
@@ -48,10 +45,9 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
   const int64_t unit = dev::block() * kMatvecWarps + dev::thread() / kWarp;
   if (unit < op.units()) {
     const Pair<float> pair = op.pair(unit);
-    for (int64_t at = dev::thread() % kWarp * (kLine / 4); at < in.k; at += kWarp * kLine / 4) {
-      if (pair.a != nullptr) dev::prefetch(pair.a + at);
-      if (pair.b != nullptr) dev::prefetch(pair.b + at);
-    }
+    const int64_t bytes = in.k * static_cast<int64_t>(sizeof(float));
+    if (pair.a != nullptr) dev::prefetch_by_warp(pair.a, bytes);
+    if (pair.b != nullptr) dev::prefetch_by_warp(pair.b, bytes);
   }
   dev::await_inputs();
   const auto row_at = [&](int m) { return row_of(in.x, m); };

@@ -23,10 +23,13 @@ struct Shared {
   uint64_t mass[kDigits];
   uint64_t groups[kDigits / kGroup];
   uint64_t scan[kThreads];
+  uint64_t ties_until[kWarps];  // tokens of the lightest weight in a warp's piece and before it
   float sums[kWarps];
   uint64_t best;
   uint32_t digit;
-  uint64_t above;  // mass or number of what lies above the digits chosen so far
+  uint64_t above;  // mass or number of what lies above the digits chosen so far; then the aim
+  uint64_t ties;   // tokens of the lightest weight before the chosen piece
+  int32_t piece;   // of the vocabulary, that the draw falls into
 };
 
 // One row of logits and a block that draws from it.
@@ -207,13 +210,8 @@ class Draw {
     dev::sync_block();  // `above` may be written again
   }
 
-  // Tokens of this thread in the walk: a piece of the vocabulary.
-  __device__ int64_t piece() const { return (args_.vocab + kThreads - 1) / kThreads; }
-  __device__ int64_t piece_begin() const { return dev::thread() * piece(); }
-  __device__ int64_t piece_end() const {
-    const int64_t end = piece_begin() + piece();
-    return end < args_.vocab ? end : args_.vocab;
-  }
+  // Tokens of a warp in the walk: a piece of the vocabulary.
+  __device__ int64_t piece() const { return (args_.vocab + kWarps - 1) / kWarps; }
 
   // Inclusive sums over the threads, in shared_.scan.
   __device__ void scan(uint64_t own) {
@@ -238,40 +236,97 @@ class Draw {
     return total;
   }
 
-  // Weight in the draw; `ties` counts tokens of the lightest weight so far.
-  __device__ uint64_t kept_mass(int64_t i, uint64_t& ties) const {
+  // Mass of a token, and whether it has the lightest weight, of which not all are kept.
+  struct Kept {
+    uint64_t mass;
+    bool tie;
+  };
+  __device__ Kept kept(int64_t i) const {
     const float w = weight(i);
     const uint32_t bits = dev::bits_of(w);
-    if (w < how_.min_p || bits < lightest_) return 0;
-    if (bits == lightest_ && lightest_ > 0 && ties++ >= ties_) return 0;
-    return mass_of(w);
+    if (w < how_.min_p || bits < lightest_) return {0, false};
+    return {mass_of(w), bits == lightest_ && lightest_ > 0};
+  }
+  // How many of `ties` tokens are kept, which have `before` before them.
+  __device__ uint64_t kept_ties(uint64_t before, uint64_t ties) const {
+    const uint64_t left = before < ties_ ? ties_ - before : 0;
+    return ties < left ? ties : left;
   }
 
   // Draws among what is left, token by token in their order; `best` where nothing has any mass.
+  // First the piece of a warp that holds it, whose lanes read neighbours, then the token in there.
   __device__ int32_t walk(int32_t best) {
-    uint64_t ties_before = 0;
-    if (lightest_ > 0) {
-      uint64_t own = 0;
-      for (int64_t i = piece_begin(); i < piece_end(); ++i)
-        own += dev::bits_of(weight(i)) == lightest_;
-      scan(own);
-      ties_before = shared_.scan[dev::thread()] - own;
-      dev::sync_block();
+    const int64_t from = dev::thread() / kWarp * piece();
+    const int64_t end = from + piece() < args_.vocab ? from + piece() : args_.vocab;
+    uint64_t mass = 0, ties = 0;
+    for (int64_t i = from + dev::thread() % kWarp; i < end; i += kWarp) {
+      const Kept one = kept(i);
+      (one.tie ? ties : mass) += one.tie ? 1 : one.mass;
     }
-    uint64_t mass = 0, ties = ties_before;
-    for (int64_t i = piece_begin(); i < piece_end(); ++i) mass += kept_mass(i, ties);
+    const uint64_t each = mass_of(dev::float_of(lightest_));
+    scan(ties);
+    if (dev::thread() < kWarps) shared_.ties_until[dev::thread()] = warp_end(dev::thread());
+    dev::sync_block();
     scan(mass);
-    const uint64_t total = shared_.scan[kThreads - 1], end = shared_.scan[dev::thread()];
-    if (total == 0) return best;  // the same for all threads
+    if (dev::thread() == 0) choose_piece(each);
+    dev::sync_block();
+    if (shared_.piece < 0) return best;  // the same for all threads
+    find_token(each);
+    const auto token = static_cast<int32_t>(shared_.digit);
+    dev::sync_block();
+    return token;
+  }
+
+  // A warp's last entry of the scan.
+  __device__ uint64_t warp_end(int warp) const { return shared_.scan[(warp + 1) * kWarp - 1]; }
+
+  // By one thread: the piece that the draw falls into, -1 where nothing has any mass; how much of
+  // that piece lies before the aim, and how many ties before the piece.
+  __device__ void choose_piece(uint64_t each) {
+    const auto ties_before_end = [&](int warp) {
+      return warp < 0 ? uint64_t{0} : shared_.ties_until[warp];
+    };
+    const auto until = [&](int warp) {
+      return warp < 0 ? uint64_t{0} : warp_end(warp) + kept_ties(0, ties_before_end(warp)) * each;
+    };
+    const uint64_t total = until(kWarps - 1);
+    shared_.piece = -1;
+    if (total == 0) return;
     const double uniform =
         philox_uniform(args_.seeds[row_], static_cast<uint64_t>(args_.positions[row_]));
     auto aim = static_cast<uint64_t>(uniform * static_cast<double>(total));
     aim = aim < total ? aim : total - 1;
-    if (aim >= end - mass && aim < end) {  // one thread's piece holds it
-      uint64_t at = end - mass;
-      ties = ties_before;
-      for (int64_t i = piece_begin(); i < piece_end(); ++i) {
-        at += kept_mass(i, ties);
+    int warp = 0;
+    while (aim >= until(warp)) ++warp;
+    shared_.piece = warp;
+    shared_.above = aim - until(warp - 1);
+    shared_.ties = ties_before_end(warp - 1);
+  }
+
+  // The token of the chosen piece at the aim, into shared_.digit.
+  __device__ void find_token(uint64_t each) {
+    const int64_t own = (piece() + kThreads - 1) / kThreads;
+    const int64_t first = shared_.piece * piece(), last = first + piece();
+    const int64_t from = first + dev::thread() * own;
+    int64_t end = from + own < last ? from + own : last;
+    end = end < args_.vocab ? end : args_.vocab;
+    uint64_t mass = 0, ties = 0;
+    for (int64_t i = from; i < end; ++i) {
+      const Kept one = kept(i);
+      (one.tie ? ties : mass) += one.tie ? 1 : one.mass;
+    }
+    scan(ties);
+    uint64_t ties_before = shared_.ties + shared_.scan[dev::thread()] - ties;
+    dev::sync_block();
+    mass += kept_ties(ties_before, ties) * each;
+    scan(mass);
+    const uint64_t until = shared_.scan[dev::thread()], aim = shared_.above;
+    if (aim >= until - mass && aim < until) {  // one thread's tokens hold it
+      uint64_t at = until - mass;
+      for (int64_t i = from; i < end; ++i) {
+        const Kept one = kept(i);
+        at += one.tie ? kept_ties(ties_before, 1) * each : one.mass;
+        ties_before += one.tie ? 1 : 0;
         if (aim < at) {
           shared_.digit = static_cast<uint32_t>(i);
           break;
@@ -279,9 +334,6 @@ class Draw {
       }
     }
     dev::sync_block();
-    const auto token = static_cast<int32_t>(shared_.digit);
-    dev::sync_block();
-    return token;
   }
 
   const SampleArgs& args_;

@@ -63,6 +63,31 @@ def test_gathered_queries_see_their_own_past(ops, dtype, window):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 4200])
+def test_long_contexts_are_split_by_their_own_length(ops, dtype, window):
+    """Parts of 64, 128 and 256 tokens, for up to 16, 32 and more pages that a row sees, whatever others see."""
+    cache, ((k, v),) = filled(ops, dtype, [8500], 1, 8)
+    positions = torch.tensor([63, 64, 4095, 4096, 8191, 8192, 8499])
+    sequences = torch.zeros(7, dtype=torch.int32)
+    q = torch.randn(7, 2 * 8)
+    got = ops.attention(q, cache, positions, sequences, 2, layer=1, sliding_window=window)
+    exact = expected(q, k, v, positions, 2, window, torch.float64)
+    assert_as_exact_as_torch(got, expected(q, k, v, positions, 2, window, dtype), exact)
+    short, parts = PagedCache(ops, dtype, 1, 1, 8, 4096, 1, device=ops.device_type), [k, v]
+    ops.kv_append(
+        short,
+        *(t[:4096].reshape(4096, 8) for t in parts),
+        torch.arange(4096),
+        torch.zeros(4096).int(),
+    )
+    own = slice(0, 3)
+    alone = ops.attention(
+        q[own].contiguous(), short, positions[own], sequences[own], 2, sliding_window=window
+    )
+    assert torch.equal(alone, got[own])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_several_sequences_and_alone_have_the_same_bits(ops, dtype):
     cache, parts = filled(ops, dtype, [5, 300, 64], 2, 16)
     positions = torch.tensor([4, 10, 299, 63])

@@ -111,6 +111,7 @@ inline void sync_block(Place place = Place::current()) { emulation::block_barrie
 
 inline void keep_order() {}
 float shuffle_xor(float value, int lanes, Place place = Place::current());
+float shuffle(float value, int lane, Place place = Place::current());
 uint32_t ballot(bool value, Place place = Place::current());
 inline int count_bits(uint32_t bits) { return std::popcount(bits); }
 Chunk load_once(const void* from);
@@ -143,7 +144,10 @@ inline uint32_t arrive_at_grid(uint32_t* barrier, Place place = Place::current()
 inline void wait_for_grid(uint32_t* barrier, uint32_t before, Place place = Place::current()) {
   emulation::wait_for_grid(barrier, before, place);
 }
-inline void prefetch(const void* at) { emulation::note_prefetch(at); }
+inline void prefetch_by_warp(const void* at, int64_t bytes) {
+  for (int64_t line = thread() % 32 * 128; line < bytes; line += 32 * 128)
+    emulation::note_prefetch(static_cast<const char*>(at) + line);
+}
 
 uint32_t pack(float low, float high, BFloat16);
 uint32_t pack(float low, float high, Float16);

@@ -24,6 +24,25 @@ float shuffle_xor(float value, int lanes, Place place) {
   return own.value;
 }
 
+float shuffle(float value, int lane, Place place) {
+  struct Lane {
+    float value;
+    int from;
+  } own{value, lane};
+  emulation::warp_step(
+      &own,
+      [](void* const all[32]) {
+        float values[32];
+        for (int i = 0; i < 32; ++i) values[i] = static_cast<Lane*>(all[i])->value;
+        for (int i = 0; i < 32; ++i) {
+          auto* lane = static_cast<Lane*>(all[i]);
+          lane->value = values[lane->from % 32];
+        }
+      },
+      place);
+  return own.value;
+}
+
 uint32_t ballot(bool value, Place place) {
   struct Lane {
     bool value;

@@ -1,5 +1,5 @@
-// Attention of single rows, decoding: a block takes a page of 256 tokens, and the one that comes
-// last joins the pages of a row.
+// Attention of single rows, decoding: a block takes a part of a row's context, and the one that
+// comes last joins the parts.
 #pragma once
 
 #include "cuda/kv_cache.cuh"
@@ -12,7 +12,19 @@ namespace flexidepth::cuda {
 constexpr int kAttentionWarps = 4;
 constexpr int kAttentionThreads = kAttentionWarps * kWarp;
 constexpr int kHeads = 4;          // query heads of a block: they share what it reads
-constexpr int kPartialFloats = 2;  // peak and sum, before head_dim values
+constexpr int kPartialFloats = 4;  // peak, sum and two of no use, before head_dim values
+constexpr int kLaneDims = 4;       // of a head, where a warp joins its states
+static_assert(kHeads == kAttentionWarps && kWarp * kLaneDims >= 128);
+
+// Tokens of a part: the fewer, the more blocks share a context, and the more there is to join.
+constexpr int part_tokens(int num_pages) {
+  return static_cast<int>(kPageTokens) / (num_pages <= 16 ? 4 : num_pages <= 32 ? 2 : 1);
+}
+// The most parts of a context within so many pages.
+constexpr int64_t most_parts(int64_t num_pages) {
+  const int64_t quarters = 4 * num_pages < 64 ? 4 * num_pages : 64;
+  return num_pages > quarters ? num_pages : quarters;
+}
 
 // Softmax state of a head after some tokens: peak m, sum l, and the weighted values of the lane's
 // own eight dimensions.
@@ -22,18 +34,18 @@ struct HeadStates {
   float out[kHeads][8];
 };
 
-// s e^(from - to), 0 where there was nothing yet.
-__device__ __forceinline__ float faded(float value, float from, float to) {
-  return from == -INFINITY ? 0.0f : value * expf(from - to);
+// e^(from - to), 0 where there was nothing yet (from is -inf, and so to may be): without a branch,
+// so that no head waits for another one's.
+__device__ __forceinline__ float faded(float from, float to) {
+  return expf(from - fmaxf(to, -3.4e38f));
 }
 
-// A token that is not seen has the weight 0, and v is 0 then: nothing changes, and no branch keeps
-// one head from going on while another waits.
+// A token that is not seen has the weight 0, and v is 0 then: nothing changes.
 __device__ __forceinline__ void take(HeadStates& state, int h, bool seen, float score,
                                      const float (&v)[8]) {
-  const float peak = seen ? fmaxf(state.peak[h], score) : state.peak[h];
-  const float keep = faded(1.0f, state.peak[h], peak);
-  const float weight = seen ? expf(score - peak) : 0.0f;
+  const float known = seen ? score : -INFINITY;
+  const float peak = fmaxf(state.peak[h], known);
+  const float keep = faded(state.peak[h], peak), weight = faded(known, peak);
   state.peak[h] = peak;
   state.sum[h] = state.sum[h] * keep + weight;
 #pragma unroll
@@ -49,7 +61,7 @@ __device__ __forceinline__ void join_lanes(HeadStates& state, int lanes) {
     const float other_peak = dev::shuffle_xor(state.peak[h], lanes);
     const float other_sum = dev::shuffle_xor(state.sum[h], lanes);
     const float peak = fmaxf(state.peak[h], other_peak);
-    const float own = faded(1.0f, state.peak[h], peak), other = faded(1.0f, other_peak, peak);
+    const float own = faded(state.peak[h], peak), other = faded(other_peak, peak);
     const float a = state.sum[h] * own, b = other_sum * other;
     state.sum[h] = second ? b + a : a + b;
     state.peak[h] = peak;
@@ -73,13 +85,13 @@ constexpr size_t attention_shared_bytes(int64_t head_dim) {
          sizeof(float);
 }
 
-// A block takes a page of a row's context, the nth that the row sees, and some query heads of a KV
-// head, which `part` counts over all KV heads. L lanes share a token, eight dimensions each. Which
-// lanes and warps take a token depends on its place in the page alone, pages are joined in order,
-// and so a row's result does not depend on the other rows. kAhead: tokens of a lane that are on
-// their way while others are computed.
+// A block takes a part of a row's context, the nth that the row sees, and some query heads of a KV
+// head, which `head_part` counts over all KV heads. L lanes share a token, eight dimensions each.
+// How long a part is depends on the row's own pages, which lanes and warps take a token on its
+// place in the part, parts are joined in a fixed order, and so a row's result does not depend on
+// the other rows. kAhead: tokens of a lane that are on their way while others are computed.
 template <class T, int L, int kAhead>
-struct PageOf {
+struct ContextPart {
   static constexpr int kSlots = kAttentionThreads / L;  // tokens at a time
   static constexpr int kPage = static_cast<int>(kPageTokens);
 
@@ -93,11 +105,11 @@ struct PageOf {
   const AttentionArgs& args;
   const KvLayout& layout = args.pages.layout;
   int row;
-  int part;
+  int head_part;
   int group = static_cast<int>(args.num_heads / layout.num_kv_heads);
   int parts = static_cast<int>(head_parts(args.num_heads, layout.num_kv_heads));
-  int kv_head = part / parts;
-  int first_head = kv_head * group + part % parts * kHeads;
+  int kv_head = head_part / parts;
+  int first_head = kv_head * group + head_part % parts * kHeads;
   int heads =
       (kv_head + 1) * group - first_head < kHeads ? (kv_head + 1) * group - first_head : kHeads;
   int number = args.index == nullptr ? row : args.index[row];
@@ -105,22 +117,25 @@ struct PageOf {
   int begin = args.sliding_window > 0 && position >= args.sliding_window
                   ? position - static_cast<int>(args.sliding_window) + 1
                   : 0;
-  int first_page = begin / kPage;
-  int num_pages = position / kPage - first_page + 1;
-  int page;
+  int tokens = part_tokens(position / kPage - begin / kPage + 1);  // of a part
+  int first_part = begin / tokens;
+  int num_parts = position / tokens - first_part + 1;
+  int part;
   int dim = dev::thread() % L * 8;  // the lane's first dimension
 
-  __device__ PageOf(const AttentionArgs& a, int64_t row_, int64_t part_, int64_t nth)
+  __device__ ContextPart(const AttentionArgs& a, int64_t row_, int64_t head_part_, int64_t nth)
       : args(a),
         row(static_cast<int>(row_)),
-        part(static_cast<int>(part_)),
-        page(first_page + static_cast<int>(nth)) {}
+        head_part(static_cast<int>(head_part_)),
+        part(first_part + static_cast<int>(nth)) {}
   __device__ bool has_dims() const { return dim < layout.head_dim; }
 
-  // States of the page's tokens in shared memory: [kAttentionWarps][kHeads][2 + head_dim].
+  // States of the part's tokens in shared memory:
+  // [kAttentionWarps][kHeads][kPartialFloats + head_dim].
   __device__ void compute(float* shared) const {
-    const T* keys = layer_of_page<T>(args.pages, args.sequences[number], page) +
-                    key_offset(layout, kv_head, 0) + dim;
+    const int base = part * tokens;
+    const T* keys = layer_of_page<T>(args.pages, args.sequences[number], base / kPage) +
+                    key_offset(layout, kv_head, base % kPage) + dim;
     const T* values = keys + value_offset(layout);
     float q[kHeads][8];
     HeadStates state;
@@ -147,8 +162,7 @@ struct PageOf {
     for (int h = 0; h < kHeads; ++h)
 #pragma unroll
       for (int j = 0; j < 8; ++j) q[h][j] *= args.scale;
-    const int base = page * kPage;
-    const int last = position - base < kPage ? position - base + 1 : kPage;
+    const int last = position - base < tokens ? position - base + 1 : tokens;
     const int first = begin - base, dims = static_cast<int>(layout.head_dim);
     const auto fetch = [&](int slot) {
       const bool seen = slot < last && slot >= first, wanted = seen && has_dims();
@@ -198,62 +212,93 @@ struct PageOf {
     }
   }
 
-  // Joins `count` states [2 + head_dim] that are `apart` floats apart, for dimension d.
-  __device__ void join(const float* states, int count, int apart, int d, float& peak, float& sum,
-                       float& out) const {
-    peak = -INFINITY;
-    for (int i = 0; i < count; ++i) peak = fmaxf(peak, states[i * apart]);
-    sum = out = 0.0f;
-    for (int i = 0; i < count; ++i) {
-      const float* state = states + i * apart;
-      const float keep = faded(1.0f, state[0], peak);
-      sum += state[1] * keep;
-      out += state[kPartialFloats + d] * keep;
+  // The attention out of `count` states of a head that are `apart` floats apart, by one warp, for
+  // kLaneDims dimensions of each lane: in order, but the sum, whose order the count gives.
+  struct Joined {
+    float peak;
+    float sum;
+    float out[kLaneDims];
+  };
+  __device__ Joined join(const float* states, int count, int apart) const {
+    const int lane = dev::thread() % kWarp, own_dim = lane * kLaneDims;
+    Joined joined{-INFINITY, 0.0f, {}};
+    for (int i = lane; i < count; i += kWarp) joined.peak = fmaxf(joined.peak, states[i * apart]);
+    joined.peak = warp_max(joined.peak);
+    for (int first = 0; first < count; first += kWarp) {
+      const int here = count - first < kWarp ? count - first : kWarp;
+      float keep = 0.0f;
+      if (lane < here) {
+        const float* state = states + (first + lane) * apart;
+        keep = faded(state[0], joined.peak);
+        joined.sum = fmaf(state[1], keep, joined.sum);
+      }
+#pragma unroll 4
+      for (int i = 0; i < here; ++i) {
+        const float weight = dev::shuffle(keep, i);
+        if (own_dim >= layout.head_dim) continue;
+        const auto values = *reinterpret_cast<const Chunk*>(states + (first + i) * apart +
+                                                            kPartialFloats + own_dim);
+#pragma unroll
+        for (int j = 0; j < kLaneDims; ++j)
+          joined.out[j] = fmaf(dev::float_of(values.word[j]), weight, joined.out[j]);
+      }
     }
+    joined.sum = warp_sum(joined.sum);
+    return joined;
   }
 
-  // [page][2 + head_dim] of a head in scratch.
+  // [part][kPartialFloats + head_dim] of a head in scratch.
   __device__ float* partials(int64_t head) const {
-    return args.scratch +
-           (row * args.num_heads + head) * args.max_pages * (kPartialFloats + layout.head_dim);
+    return args.scratch + (row * args.num_heads + head) * most_parts(args.max_pages) *
+                              (kPartialFloats + layout.head_dim);
+  }
+
+  // By the warp of the head.
+  __device__ void write(const Joined& joined, int head) const {
+    const int own_dim = dev::thread() % kWarp * kLaneDims, dims = static_cast<int>(layout.head_dim);
+    if (own_dim >= dims) return;
+    float* to = row_of(args.out, row) + head * dims + own_dim;
+#pragma unroll
+    for (int j = 0; j < kLaneDims; ++j) to[j] = joined.out[j] / joined.sum;
+  }
+  __device__ void keep(const Joined& joined, float* to) const {
+    const int own_dim = dev::thread() % kWarp * kLaneDims;
+    if (own_dim == 0) {
+      to[0] = joined.peak;
+      to[1] = joined.sum;
+    }
+    if (own_dim >= layout.head_dim) return;
+    Chunk values;
+#pragma unroll
+    for (int j = 0; j < kLaneDims; ++j) values.word[j] = dev::bits_of(joined.out[j]);
+    *reinterpret_cast<Chunk*>(to + kPartialFloats + own_dim) = values;
   }
 
   __device__ void finish(float* shared) const {
-    const int dims = static_cast<int>(layout.head_dim), width = kPartialFloats + dims;
-    for (int at = dev::thread(); at < heads * dims; at += kAttentionThreads) {
-      const int h = at / dims, d = at % dims;
-      float peak, sum, out;
-      join(shared + h * width, kAttentionWarps, kHeads * width, d, peak, sum, out);
-      if (num_pages == 1) {
-        row_of(args.out, row)[(first_head + h) * dims + d] = out / sum;
-        continue;
+    const int width = kPartialFloats + static_cast<int>(layout.head_dim);
+    const int h = dev::thread() / kWarp, head = first_head + h;
+    if (h < heads) {
+      const Joined own = join(shared + h * width, kAttentionWarps, kHeads * width);
+      if (num_parts == 1) {
+        write(own, head);
+      } else {
+        keep(own, partials(head) + (part - first_part) * width);
       }
-      float* to = partials(first_head + h) + (page - first_page) * width;
-      if (d == 0) {
-        to[0] = peak;
-        to[1] = sum;
-      }
-      to[kPartialFloats + d] = out;
     }
-    if (num_pages == 1) return;
-    // The block that comes last joins the pages.
+    if (num_parts == 1) return;
+    // The block that comes last joins the parts. The first thread's fence is for all that the
+    // block wrote before the barrier.
     auto* last = reinterpret_cast<int32_t*>(shared + kAttentionWarps * kHeads * width);
-    dev::fence();
     dev::sync_block();
-    int32_t* counter = args.counters + row * layout.num_kv_heads * parts + part;
+    int32_t* counter = args.counters + row * layout.num_kv_heads * parts + head_part;
     if (dev::thread() == 0) {
       dev::fence();
-      *last = dev::fetch_add(counter, 1) == num_pages - 1;
+      *last = dev::fetch_add(counter, 1) == num_parts - 1;
     }
     dev::sync_block();
     if (*last == 0) return;
     dev::fence();
-    for (int at = dev::thread(); at < heads * dims; at += kAttentionThreads) {
-      const int h = at / dims, d = at % dims;
-      float peak, sum, out;
-      join(partials(first_head + h), num_pages, width, d, peak, sum, out);
-      row_of(args.out, row)[(first_head + h) * dims + d] = out / sum;
-    }
+    if (h < heads) write(join(partials(head), num_parts, width), head);
     if (dev::thread() == 0) *counter = 0;
   }
 };
