@@ -11,6 +11,7 @@ import pytest
 
 from flexidepth import FlexiDepth, open_checkpoint, save_checkpoint
 from flexidepth.checkpoints import Checkpoint
+from flexidepth.training.calibration_text import TokenSequence
 from tests.api.tokenizers import byte_tokenizer
 from tests.engine.conftest import tiny_config, tiny_model, weights_of
 
@@ -42,6 +43,11 @@ def write_lines(path: Path, records: Sequence[Any]) -> Path:
     """A jsonl file."""
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     return path
+
+
+def all_counted(windows: Sequence[list[int]]) -> list[TokenSequence]:
+    """Windows all of whose tokens count."""
+    return [TokenSequence(window, [True] * len(window)) for window in windows]
 
 
 CALIBRATION = [

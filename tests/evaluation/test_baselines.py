@@ -17,6 +17,8 @@ from flexidepth.evaluation.points import base_point, dropping_points, random_poi
 from flexidepth.evaluation.windows import trace_windows
 from flexidepth.loading import load_engine
 
+from .conftest import all_counted
+
 
 @pytest.fixture
 def ablated(checkpoint: Checkpoint) -> Iterator[FlexiDepth]:
@@ -29,10 +31,14 @@ def ablated(checkpoint: Checkpoint) -> Iterator[FlexiDepth]:
 def test_with_every_layer_run_it_is_the_base_model(
     llm: FlexiDepth, ablated: FlexiDepth, windows: list[list[int]]
 ) -> None:
-    base = trace_windows(llm.engine, windows, base_point())
-    assert torch.equal(trace_windows(ablated.engine, windows, base_point()).logprobs, base.logprobs)
+    base = trace_windows(llm.engine, all_counted(windows), base_point())
+    assert torch.equal(
+        trace_windows(ablated.engine, all_counted(windows), base_point()).logprobs, base.logprobs
+    )
     (nothing,) = random_points([0], [1, 2, 3], ablated.config, seed=0, positions=300)
-    assert torch.equal(trace_windows(ablated.engine, windows, nothing).logprobs, base.logprobs)
+    assert torch.equal(
+        trace_windows(ablated.engine, all_counted(windows), nothing).logprobs, base.logprobs
+    )
 
 
 @torch.no_grad()
@@ -49,7 +55,7 @@ def test_a_dropped_layer_is_gone(
     influence = [0.0 if layer in dropped else 1.0 for layer in range(4)]
     (point,) = dropping_points("shortgpt", [len(dropped)], influence, range(4))
     assert point.details == {"dropped": dropped} and not point.same_as_base
-    trace = trace_windows(ablated.engine, [windows[1]], point)
+    trace = trace_windows(ablated.engine, all_counted([windows[1]]), point)
     torch.testing.assert_close(trace.logprobs, want, rtol=1e-4, atol=1e-4)
     assert trace.skipped == len(dropped)
 
@@ -73,7 +79,7 @@ def test_every_token_skips_exactly_so_many_of_the_routed_layers(
         assert isinstance(mask, torch.Tensor) and mask.shape == (300, 4)
         assert (mask.sum(1) == 4 - count).all() and (mask[:, 0] == 1).all()
         assert len(mask.unique(dim=0)) == 3  # each of the three ways occurs
-        assert trace_windows(ablated.engine, windows, point).skipped == count
+        assert trace_windows(ablated.engine, all_counted(windows), point).skipped == count
     (again,) = random_points([1], [1, 2, 3], ablated.config, seed=3, positions=300)
     (other,) = random_points([1], [1, 2, 3], ablated.config, seed=4, positions=300)
     assert torch.equal(again.force, points[0].force)  # type: ignore[arg-type]

@@ -165,7 +165,8 @@ def test_base_perplexity_is_that_of_score(
     from flexidepth.evaluation.texts import read_text_set
 
     result, _, _ = everything
-    windows = read_text_set("x", prose, llm.tokenizer, tokens=200, window=100).windows
+    found = read_text_set("x", prose, llm.tokenizer, tokens=200, window=100).windows
+    windows = [window.ids for window in found]
     scores = llm.score(windows, force_routing="all")
     lost = sum(-float(s.logprobs.sum()) for s in scores) / 198
     base = next(r for r in result.rows if r.method == "base" and r.subject == "prose")
@@ -437,7 +438,8 @@ def test_the_dial_is_the_stored_calibration(
     from flexidepth.evaluation.texts import read_text_set
 
     result, _, _ = everything
-    windows = read_text_set("x", prose, llm.tokenizer, tokens=200, window=100).windows
+    found = read_text_set("x", prose, llm.tokenizer, tokens=200, window=100).windows
+    windows = [window.ids for window in found]
     rows = {r.asked: r for r in result.rows if r.method == "dial" and r.key[3] == "prose"}
     for number in (1, 2):
         scores = llm.score(windows, target_layers_skipped=number)

@@ -15,7 +15,7 @@ from flexidepth.evaluation.points import Point, base_point
 from flexidepth.evaluation.torch_engine import TorchEngine
 from flexidepth.evaluation.windows import trace_windows
 
-from .conftest import save_tiny
+from .conftest import all_counted, save_tiny
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("the cat", "a mat at noon", "sat")]
 ROUTERS = Point("m", 1, thresholds=[0.4, 0.6, 0.5])
@@ -23,7 +23,7 @@ ROUTERS = Point("m", 1, thresholds=[0.4, 0.6, 0.5])
 
 def test_the_trainable_model_answers_as_the_engine_does(llm: FlexiDepth, model: Path) -> None:
     engine = TorchEngine(open_checkpoint(model), torch.float32)
-    windows = [list(range(40, 90)), list(range(7, 27))]
+    windows = all_counted([list(range(40, 90)), list(range(7, 27))])
     mask = torch.rand(60, 3, generator=torch.Generator().manual_seed(0)) < 0.5
     for point in (base_point(), Point("m", 1, thresholds=[0.4, 0.6, 0.5]), Point("m", 1, mask)):
         ours = trace_windows(engine, windows, point)

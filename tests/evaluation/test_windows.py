@@ -11,6 +11,9 @@ from flexidepth import FlexiDepth
 from flexidepth.evaluation.forced_pass import Job, run_jobs
 from flexidepth.evaluation.points import Point, base_point
 from flexidepth.evaluation.windows import Trace, trace_windows
+from flexidepth.training.calibration_text import TokenSequence
+
+from .conftest import all_counted
 
 
 @pytest.mark.parametrize(
@@ -25,7 +28,7 @@ from flexidepth.evaluation.windows import Trace, trace_windows
 def test_a_trace_is_what_score_gives(
     llm: FlexiDepth, windows: list[list[int]], point: Point
 ) -> None:
-    trace = trace_windows(llm.engine, windows, point)
+    trace = trace_windows(llm.engine, all_counted(windows), point)
     scores = llm.score(windows, force_routing=point.force, skip_threshold=point.thresholds)
     want = torch.cat([score.logprobs for score in scores])
     torch.testing.assert_close(trace.logprobs, want, rtol=1e-4, atol=1e-4)
@@ -35,6 +38,21 @@ def test_a_trace_is_what_score_gives(
     used = sum(s.mean_layers_used * len(w) for s, w in zip(scores, windows, strict=True)) / 440
     assert trace.skipped == pytest.approx(4 - used)
     assert trace.perplexity == pytest.approx(math.exp(-want.mean()), rel=1e-4)
+
+
+def test_only_what_counts_is_traced(llm: FlexiDepth, windows: list[list[int]]) -> None:
+    """Every third token and the last 50 of each window, cut across engine calls."""
+    point = Point("flexidepth", 1, thresholds=[0.4, 0.6, 0.5])
+    every = trace_windows(llm.engine, all_counted(windows), point)
+    counted = [[i % 3 == 0 or len(w) - i <= 50 for i in range(len(w))] for w in windows]
+    some = trace_windows(llm.engine, list(map(TokenSequence, windows, counted)), point)
+    kept = torch.tensor([flag for flags in counted for flag in flags[1:]])
+    assert torch.equal(some.logprobs, every.logprobs[kept])
+    assert torch.equal(some.best, every.best[kept])
+    begun = [[i < 30 for i in range(len(w))] for w in windows]
+    first = trace_windows(llm.engine, list(map(TokenSequence, windows, begun)), point)
+    cut = trace_windows(llm.engine, all_counted([window[:30] for window in windows]), point)
+    assert first.skipped == cut.skipped != every.skipped
 
 
 def test_jobs_do_not_see_each_other(llm: FlexiDepth, windows: list[list[int]]) -> None:

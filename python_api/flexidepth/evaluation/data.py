@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedError
+from ..training.calibration_text import TokenSequence
 from .kinds import made_prompts
 from .options import EvalOptions
 from .points import Subject
@@ -30,17 +31,26 @@ ANSWERS: Subject = ("answers", "")
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """What thresholds are found on. sequences: token ids. counted: whether each token's layers count, None = all do.
-    source: where they come from, in words."""
+    """What thresholds are found on. windows: token ids, and whose layers count. source: where they come from, in
+    words."""
 
-    sequences: list[list[int]]
+    windows: list[TokenSequence]
     source: str
-    counted: list[list[bool]] | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens whose layers count."""
-        return sum(map(len, self.sequences) if self.counted is None else map(sum, self.counted))
+        return sum(sum(window.counted) for window in self.windows)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """The token ids alone."""
+        return [window.ids for window in self.windows]
+
+    @property
+    def counted(self) -> list[list[bool]]:
+        """Whether each token's layers count."""
+        return [window.counted for window in self.windows]
 
 
 @dataclass(frozen=True)
@@ -121,24 +131,24 @@ _ITSELF = "the measured text itself, because a file holds no more"
 
 def _of_texts(text_set: TextSet, most: int) -> CalibrationText:
     """A set's own text: what its file holds behind the measured part."""
-    if sum(map(len, text_set.calibration)) >= min(most, _LEAST_CALIBRATION):
-        return CalibrationText(text_set.calibration, _BEHIND)
+    behind = CalibrationText(text_set.calibration, _BEHIND)
+    if behind.tokens >= min(most, _LEAST_CALIBRATION):
+        return behind
     return CalibrationText(beginning(text_set.windows, most), _ITSELF)
 
 
 def of_questions(questions: Sequence[EncodedQuestion], most: int) -> CalibrationText:
     """Questions with their choices, whichever is right: each choice behind its context, which counts once as in
     `choices.score_questions`. Questions in a random order, until `most` tokens are to be computed."""
-    sequences: list[list[int]] = []
-    counted: list[list[bool]] = []
+    windows: list[TokenSequence] = []
     for question in random.Random(0).sample(list(questions), len(questions)):
-        if sequences and sum(map(len, sequences)) >= most:
+        if windows and sum(len(window.ids) for window in windows) >= most:
             break
         for number, choice in enumerate(question.choices):
             if number == 0 or len(choice) > 1:
-                sequences.append([*question.context, *choice[:-1]])
-                counted.append([number == 0] * len(question.context) + [True] * (len(choice) - 1))
-    return CalibrationText(sequences, "its own questions, without their answers", counted)
+                counted = [number == 0] * len(question.context) + [True] * (len(choice) - 1)
+                windows.append(TokenSequence([*question.context, *choice[:-1]], counted))
+    return CalibrationText(windows, "its own questions, without their answers")
 
 
 def _read_tasks(

@@ -20,15 +20,16 @@ class Job:
     """Tokens to append to a cache, and what is asked about what follows them.
 
     cache: of the sequence, each in one job at most. ids: token ids. asked: (i, token) pairs in order of i: the
-    log-probability of `token` behind ids[i].
+    log-probability of `token` behind ids[i]. counted: whether each token's layers count, None = all do.
 
     Filled in: logprobs float32 [asked]; best int64 [asked], the likeliest token there; ran, how many
-    (token, routed layer) pairs ran.
+    (token, routed layer) pairs ran, of tokens that count.
     """
 
     cache: KVCache
     ids: Sequence[int]
     asked: Sequence[tuple[int, int]]
+    counted: Sequence[bool] | None = None
     logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
     best: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     ran: int = 0
@@ -112,8 +113,10 @@ def _collect(
     normalizer = step.logits.logsumexp(-1)
     best = step.logits.argmax(-1)
     for piece, pairs in zip(pieces, asked, strict=True):
-        job, rows = piece.job, slice(piece.row, piece.row + piece.stop - piece.start)
-        job.ran += int(step.ran[rows].sum())
+        job, ran = piece.job, step.ran[piece.row : piece.row + piece.stop - piece.start]
+        if job.counted is not None:
+            ran = ran[torch.tensor(job.counted[piece.start : piece.stop], dtype=torch.bool)]
+        job.ran += int(ran.sum())
         if pairs:
             at = torch.tensor([place[row] for row, _ in pairs])
             tokens = torch.tensor([token for _, token in pairs])

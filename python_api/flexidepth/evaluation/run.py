@@ -15,6 +15,7 @@ from ..checkpoints import Checkpoint, open_checkpoint
 from ..errors import ValueOutOfRangeError
 from ..llm import FlexiDepth
 from ..loading import load_engine, resolve_dtype
+from ..training.calibration_text import TokenSequence
 from .ablation import without_adapters
 from .data import ANSWERS, read_data
 from .header import make_header, make_identity
@@ -133,7 +134,8 @@ def _measure_model(
     with _loaded(checkpoint, options) as llm:
         data = measurer.data
         beginning = data.everything.sequences[0][:_COMPARED_TOKENS]
-        trace = trace_windows(llm.engine, [beginning], base_point())
+        whole = TokenSequence(beginning, [True] * len(beginning))
+        trace = trace_windows(llm.engine, [whole], base_point())
         if evaluated:
             measurer.base_reference = trace
             measurer.prepare_base(llm, _all_points(options))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..training.calibration_text import TokenSequence
 from .forced_pass import Job, run_jobs
 from .points import Point
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 class Trace:
     """What a point makes of windows.
 
-    logprobs: float32 [predictions], of each token but the first of each window. best: int64 [predictions], the
-    likeliest token there. skipped: layers skipped by a token, mean over all tokens.
+    logprobs: float32 [predictions], of each token that counts but the first of each window. best: int64 [predictions],
+    the likeliest token there. skipped: layers skipped by a token, mean over the tokens that count.
     """
 
     logprobs: Tensor
@@ -48,16 +49,17 @@ class Trace:
         return float(lost.mean()), error
 
 
-def trace_windows(engine: Engine, windows: Sequence[Sequence[int]], point: Point) -> Trace:
+def trace_windows(engine: Engine, windows: Sequence[TokenSequence], point: Point) -> Trace:
     """Run windows (each from an empty cache) through the engine as `point` routes."""
     routing, thresholds = point.resolve(engine.config)
     jobs = []
-    for window in windows:
-        job = Job(engine.new_cache(len(window)), window, list(enumerate(window[1:])))
+    for ids, counted in windows:
+        asked = [(i, token) for i, token in enumerate(ids[1:]) if counted[i + 1]]
+        job = Job(engine.new_cache(len(ids)), ids, asked, counted)
         run_jobs(engine, [job], routing, thresholds)
         job.cache.release()
         jobs.append(job)
-    tokens = sum(map(len, windows))
+    tokens = sum(sum(window.counted) for window in windows)
     return Trace(
         torch.cat([job.logprobs for job in jobs]),
         torch.cat([job.best for job in jobs]),
