@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flexidepth.checkpoints import Checkpoint, open_checkpoint
-from flexidepth.checkpoints.checkpoint import expected_shapes
+from flexidepth.checkpoints.checkpoint import Rows, expected_shapes, some_rows
 from flexidepth.config import FlexiDepthConfig
 from flexidepth.errors import ValueOutOfRangeError
 from flexidepth.initialization import initial_routing
@@ -61,9 +61,9 @@ def open_model(
         raise ValueOutOfRangeError(f"bench: no shape {shape!r}; wanted one of {', '.join(NAMES)}")
     config = model_config(shape)
 
-    def read(names: Iterable[str]) -> Iterator[Tensor]:
-        wanted = set(names)
-        return (t for n, t in random_weights(config, torch.bfloat16, "cpu") if n in wanted)
+    def read(names: Iterable[str], rows: Rows | None = None) -> Iterator[Tensor]:
+        wanted, weights = set(names), random_weights(config, torch.bfloat16, "cpu")
+        return (some_rows(n, t, rows) for n, t in weights if n in wanted)
 
     return Checkpoint(
         config=config,

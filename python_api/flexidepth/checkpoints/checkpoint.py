@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,15 @@ from ..errors import CheckpointError
 from ..initialization import initial_tensor, routing_shapes
 
 Shapes = dict[str, tuple[int, ...]]
+Rows = Mapping[str, Sequence[int]]
 TensorStream = Iterator[tuple[str, Tensor]]
 NAMES_SHOWN = 10
+
+
+class ReadTensors(Protocol):
+    """Gives tensors for a sequence of canonical names, and of a name in `rows` these rows alone."""
+
+    def __call__(self, names: Iterable[str], rows: Rows | None = None) -> Iterator[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,8 @@ class Checkpoint:
     """An opened model.
 
     config: sizes and routing. source: where it came from, for messages. routers_trained: False when
-    routers and adapters are only seeded. read_stored: gives the tensors that the source itself holds, for a
-    sequence of canonical names. base: where the base model came from, if from somewhere else than `source`.
+    routers and adapters are only seeded. read_stored: gives the tensors that the source itself holds, whole
+    or some of their rows. base: where the base model came from, if from somewhere else than `source`.
     """
 
     config: FlexiDepthConfig
@@ -33,7 +40,7 @@ class Checkpoint:
     routers_trained: bool
     read_tensors: Callable[[], TensorStream]
     read_tokenizer: Callable[[], Any | None]
-    read_stored: Callable[[Iterable[str]], Iterator[Tensor]]
+    read_stored: ReadTensors
     base: str | None = None
 
     def tensors(self) -> TensorStream:
@@ -120,6 +127,11 @@ def stream(
     values = read(stored)
     for name, shape in expected_shapes(config).items():
         yield name, next(values) if name in stored else initial_tensor(name, shape, config, seed)
+
+
+def some_rows(name: str, tensor: Tensor, rows: Rows | None) -> Tensor:
+    """What a ReadTensors gives of a tensor that is in memory already."""
+    return tensor if rows is None or name not in rows else tensor[list(rows[name])]
 
 
 def check_names(where: object, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:

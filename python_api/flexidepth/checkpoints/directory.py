@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config import FlexiDepthConfig
 from ..errors import CheckpointError, UnsupportedError
-from .checkpoint import NAMES_SHOWN, Shapes, check_names, expected_shapes
+from .checkpoint import NAMES_SHOWN, Rows, Shapes, check_names, expected_shapes
 from .directory_config import read_json
 from .names import from_released
 
@@ -40,15 +41,19 @@ class SafetensorsWeights:
         check_names(where, wanted, files)
         _check_tensors(files, wanted)
 
-    def read(self, names: Iterable[str]) -> Iterator[Tensor]:
-        """Memory-mapped tensors of these canonical names, as stored."""
+    def read(self, names: Iterable[str], rows: Rows | None = None) -> Iterator[Tensor]:
+        """Memory-mapped tensors of these canonical names, as stored; of a name in `rows` these rows alone."""
         path, handle, mapped = None, None, 0
         for name in names:
             wanted, stored = self.files[name]
             if handle is None or path != wanted or mapped > _MAPPED_BYTES:
                 del handle
                 path, handle, mapped = wanted, _open(wanted), 0
-            tensor = handle.get_tensor(stored)
+            wanted_rows = (rows or {}).get(name)
+            if wanted_rows is None:
+                tensor = handle.get_tensor(stored)
+            else:
+                tensor = _rows_of(handle.get_slice(stored), wanted_rows)
             mapped += tensor.nbytes
             yield tensor
             del tensor
@@ -154,6 +159,10 @@ def _check_tensors(files: dict[str, tuple[Path, str]], wanted: Shapes) -> None:
         )
     if dtypes:
         raise CheckpointError(f"{folder}: {_several(dtypes)}; {', '.join(_DTYPES)} are read")
+
+
+def _rows_of(piece: Any, rows: Sequence[int]) -> Tensor:
+    return torch.cat([piece[row : row + 1] for row in rows])
 
 
 def _several(wrong: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BufferedReader
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import FlexiDepthConfig
 from ..errors import CheckpointError, UnsupportedError
-from .checkpoint import check_names, expected_shapes
+from .checkpoint import Rows, check_names, expected_shapes
 from .gguf_header import GgufHeader, TensorInfo
 
 _BYTES_AT_ONCE = (
@@ -60,16 +60,29 @@ class GgufWeights:
                     f"{self.path}: tensor {info.name} is {list(info.shape)}; its metadata say {list(shape)}"
                 )
 
-    def read(self, names: Iterable[str]) -> Iterator[Tensor]:
-        """float32 tensors of these canonical names. The file is read piece by piece and never mapped."""
+    def read(self, names: Iterable[str], rows: Rows | None = None) -> Iterator[Tensor]:
+        """float32 tensors of these canonical names, of a name in `rows` these rows alone.
+
+        The file is read piece by piece and never mapped.
+        """
         with self.path.open("rb") as file:
             for name in names:
-                tensor = _read(file, self.tensors[name])
-                if self.config.base_model_type == "llama" and ".self_attn.q_proj." in name:
-                    tensor = _unpermute(tensor, self.config.num_attention_heads)
-                elif self.config.base_model_type == "llama" and ".self_attn.k_proj." in name:
-                    tensor = _unpermute(tensor, self.config.num_key_value_heads)
-                yield tensor
+                info, heads = self.tensors[name], self._permuted_heads(name)
+                wanted = (rows or {}).get(name)
+                if wanted is None:
+                    tensor = _read(file, info)
+                    yield tensor if heads is None else _unpermute(tensor, heads)
+                else:
+                    size = None if heads is None else info.shape[0] // heads
+                    yield _read_rows(file, info, [_row_in_file(row, size) for row in wanted])
+
+    def _permuted_heads(self, name: str) -> int | None:
+        """Heads of a projection whose rows llama.cpp stores in another order; None = in the usual one."""
+        if self.config.base_model_type != "llama":
+            return None
+        if ".self_attn.q_proj." in name:
+            return self.config.num_attention_heads
+        return self.config.num_key_value_heads if ".self_attn.k_proj." in name else None
 
 
 def rope_factors(header: GgufHeader) -> Tensor | None:
@@ -99,22 +112,49 @@ def _read(file: BufferedReader, info: TensorInfo) -> Tensor:
     file.seek(info.offset)
     for start in range(0, rows, at_once):
         piece = raw[: min(at_once, rows - start)]
-        got = file.readinto(piece.data)
-        if got != piece.nbytes:
-            raise CheckpointError(
-                f"{file.name}: {got} of {piece.nbytes} bytes of {info.name}; the file was cut short"
-            )
-        try:
-            out[start : start + len(piece)] = dequantize(piece, info.kind)
-        except NotImplementedError as error:
-            raise UnsupportedError(
-                f"{file.name}: tensor {info.name} is {info.kind.name}, which is not implemented; requantise "
-                "the file, to F16 for instance"
-            ) from error
+        _fill(piece, file, info)
+        out[start : start + len(piece)] = _dequantized(piece, file, info)
     return torch.from_numpy(out).reshape(info.shape)
+
+
+def _read_rows(file: BufferedReader, info: TensorInfo, rows: Sequence[int]) -> Tensor:
+    """These rows of a matrix, counted as they lie in the file."""
+    row_bytes = info.nbytes // info.shape[0]
+    raw = np.empty((len(rows), row_bytes), dtype=np.uint8)
+    for piece, row in zip(raw, rows, strict=True):
+        file.seek(info.offset + row * row_bytes)
+        _fill(piece, file, info)
+    return torch.from_numpy(_dequantized(raw, file, info))
+
+
+def _fill(piece: np.ndarray, file: BufferedReader, info: TensorInfo) -> None:
+    got = file.readinto(piece.data)
+    if got != piece.nbytes:
+        raise CheckpointError(
+            f"{file.name}: {got} of {piece.nbytes} bytes of {info.name}; the file was cut short"
+        )
+
+
+def _dequantized(raw: np.ndarray, file: BufferedReader, info: TensorInfo) -> np.ndarray:
+    try:
+        values: np.ndarray = dequantize(raw, info.kind)
+    except NotImplementedError as error:
+        raise UnsupportedError(
+            f"{file.name}: tensor {info.name} is {info.kind.name}, which is not implemented; requantise "
+            "the file, to F16 for instance"
+        ) from error
+    return values
 
 
 def _unpermute(tensor: Tensor, num_heads: int) -> Tensor:
     """llama.cpp interleaves the two rotary halves of each head's rows; put them one after the other again."""
     halves = tensor.reshape(num_heads, -1, 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def _row_in_file(row: int, head_dim: int | None) -> int:
+    """Where llama.cpp put a row; head_dim: of heads whose halves it interleaved, None = it did not."""
+    if head_dim is None:
+        return row
+    half, place = divmod(row % head_dim, head_dim // 2)
+    return row - row % head_dim + 2 * place + half

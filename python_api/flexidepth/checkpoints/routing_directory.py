@@ -1,7 +1,8 @@
 """Routing checkpoints: directories of routers and adapters alone, whose base model is kept elsewhere.
 
-config.json is the whole FlexiDepthConfig with `base_model` (a name, path or hub id), `base_fingerprint` (see
-fingerprint.py) and `routing_fingerprint`; routing.safetensors has the tensors under their canonical names.
+config.json is the whole FlexiDepthConfig with `base_model` (a name, path or hub id), `base_fingerprint` and
+`base_signature` (see fingerprint.py; older ones lack the signature, and their base is told by its norms alone) and
+`routing_fingerprint`; routing.safetensors has the tensors under their canonical names.
 
 Two files cannot be replaced in one step. So the tensors' file carries the configuration that it was saved with,
 and is replaced first: where config.json is of another routing, saving was cut short after that, and the
@@ -18,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError, DownloadError, ModelNotFoundError
-from .checkpoint import Checkpoint, all_routing_shapes, expected_shapes, stream
+from .checkpoint import Checkpoint, Rows, Shapes, all_routing_shapes, expected_shapes, stream
 from .directory import (
     INDEX,
     SINGLE,
@@ -28,10 +29,16 @@ from .directory import (
     stored_names,
 )
 from .directory_config import directory_config, read_json
-from .fingerprint import base_fingerprint
+from .fingerprint import (
+    SIGNATURE_TOLERANCE,
+    base_fingerprint,
+    base_signature,
+    signature_distance,
+)
 
 ROUTING_FILE = "routing.safetensors"
 BASE_MODEL, BASE_PRINT, ROUTING_PRINT = "base_model", "base_fingerprint", "routing_fingerprint"
+BASE_SIGNATURE = "base_signature"
 CONFIG_METADATA = "config"  # in the tensors' file
 
 
@@ -82,6 +89,7 @@ def open_routing(
     """
     content = routing_content(directory)
     named, print_wanted = content.pop(BASE_MODEL), content.pop(BASE_PRINT)
+    signature = content.pop(BASE_SIGNATURE, None)
     content.pop(ROUTING_PRINT, None)
     config, _, trained = directory_config(directory, routing, content)
     base = _open_base(directory, base_model or _place(directory, named), open_base)
@@ -91,17 +99,20 @@ def open_routing(
             f"{directory}: the routing was trained on another base model: on one with fingerprint {print_wanted}, and "
             f"{base.source} has {found}; give the right one (base_model=..., on the command line --base-model)"
         )
-    _check_sizes(directory, expected_shapes(config, routing=False), base)
+    shapes = expected_shapes(config, routing=False)
+    _check_sizes(directory, shapes, base)
+    if signature is not None:
+        _check_signature(directory, shapes, signature, base)
     path = directory / ROUTING_FILE
     own = all_routing_shapes(config)
     weights = SafetensorsWeights(
         directory, {name: (path, name) for name in stored_names(path)}, own
     )
 
-    def read(names: Iterable[str]) -> Iterator[Tensor]:
+    def read(names: Iterable[str], rows: Rows | None = None) -> Iterator[Tensor]:
         listed = list(names)
-        ours = weights.read([name for name in listed if name in own])
-        theirs = base.read_stored([name for name in listed if name not in own])
+        ours = weights.read([name for name in listed if name in own], rows)
+        theirs = base.read_stored([name for name in listed if name not in own], rows)
         for name in listed:
             yield next(ours if name in own else theirs)
 
@@ -148,7 +159,7 @@ def _open_base(directory: Path, name: str, open_base: Callable[[str], Checkpoint
         ) from error
 
 
-def _check_sizes(directory: Path, wanted: dict[str, tuple[int, ...]], base: Checkpoint) -> None:
+def _check_sizes(directory: Path, wanted: Shapes, base: Checkpoint) -> None:
     have = expected_shapes(base.config, routing=False)
     wrong = [name for name in {**wanted, **have} if wanted.get(name) != have.get(name)]
     if wrong:
@@ -157,4 +168,19 @@ def _check_sizes(directory: Path, wanted: dict[str, tuple[int, ...]], base: Chec
             f"{directory}: {len(wrong)} tensors of the base model {base.source} do not fit, the first {name}: "
             f"{have.get(name)} there, {wanted.get(name)} in config.json; give the base model that the routing was "
             "trained on, as it was"
+        )
+
+
+def _check_signature(directory: Path, shapes: Shapes, signature: Any, base: Checkpoint) -> None:
+    found = base_signature(shapes, base.read_stored)
+    try:
+        distance, where = signature_distance(shapes, str(signature), found)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}; save it again") from error
+    if not distance <= SIGNATURE_TOLERANCE:
+        raise CheckpointError(
+            f"{directory}: the routing was trained on another base model: {base.source} has the same norms, but other "
+            f"weights. Their relative distance in {where} is {distance:.2f}; quantisation may make it "
+            f"{SIGNATURE_TOLERANCE}. Give the right one (base_model=..., on the command line --base-model), or train a "
+            "routing on this one"
         )

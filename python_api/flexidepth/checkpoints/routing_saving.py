@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DtypeError, SaveError, ValueOutOfRangeError
-from .checkpoint import all_routing_shapes, check_finite
+from .checkpoint import Rows, all_routing_shapes, check_finite, expected_shapes, some_rows
 from .default_model import DEFAULT_MODEL
 from .directory import INDEX, SINGLE
 from .directory_config import TRAINED_KEY, read_json
-from .fingerprint import base_fingerprint, tensors_fingerprint
+from .fingerprint import base_fingerprint, base_signature, tensors_fingerprint
 from .partial import check_space, partial_directory, swap, sync, sync_one
 from .routing_directory import (
     BASE_MODEL,
     BASE_PRINT,
+    BASE_SIGNATURE,
     CONFIG_METADATA,
     ROUTING_FILE,
     ROUTING_PRINT,
@@ -83,9 +85,13 @@ def save_routing(
     content: dict[str, Any] = config.to_dict()
     content["architectures"] = ["FlexiDepthForCausalLM"]
     content[BASE_MODEL] = _lasting(base_model)
-    content[BASE_PRINT] = fingerprint or base_fingerprint(
-        config.num_hidden_layers, lambda names: (state[name] for name in names)
-    )
+
+    def read(names: Iterable[str], rows: Rows | None = None) -> Iterator[Tensor]:
+        return (some_rows(name, state[name], rows) for name in names)
+
+    content[BASE_PRINT] = fingerprint or base_fingerprint(config.num_hidden_layers, read)
+    # The model's own, in whatever type: it is compared within more than a narrower type changes.
+    content[BASE_SIGNATURE] = base_signature(expected_shapes(config, routing=False), read)
     content[ROUTING_PRINT] = tensors_fingerprint(tensors.items())
     if not routers_trained:
         content[TRAINED_KEY] = False
