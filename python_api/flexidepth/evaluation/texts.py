@@ -140,8 +140,8 @@ def _tokens_of(document: Document, tokenizer: Any) -> TokenSequence:
         raise UnsupportedError(
             f"eval: {document.where} is a conversation, and this model's tokenizer has no chat template; give texts"
         )
-    ids, counted = tokenize(document, tokenizer, "answers" if tokenizer.is_fast else "all")
-    return TokenSequence(ids.tolist(), counted.tolist())
+    tokens, counted = tokenize(document, tokenizer, "answers" if tokenizer.is_fast else "all")
+    return TokenSequence(tokens.tolist(), counted.tolist())
 
 
 def _prompt_of(document: Document) -> Messages:
