@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,29 @@ def test_the_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
         17,
     ]
     assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_gguf_is_wanted_by_gguf_files_alone(tmp_path: Path) -> None:
+    """Everything else is imported without the package, as on a machine that does not have it."""
+    path = write_gguf(tmp_path / "model.gguf", base_model())
+    code = (
+        "import sys\n"
+        "for name in ('gguf', 'gguf.constants', 'gguf.quants'):\n"
+        "    sys.modules[name] = None\n"
+        "import flexidepth.checkpoints.source, bench.gpu.engine_run, bench.gpu_check\n"
+        "from flexidepth.checkpoints import open_checkpoint\n"
+        "from flexidepth.errors import UnsupportedError\n"
+        "try:\n"
+        "    open_checkpoint(sys.argv[1])\n"
+        "except UnsupportedError as error:\n"
+        "    print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"{path}: " in result.stdout and "pip install gguf" in result.stdout

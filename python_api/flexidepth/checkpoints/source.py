@@ -7,15 +7,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, DownloadError, ModelNotFoundError, ValueOutOfRangeError
+from ..errors import (
+    CheckpointError,
+    DownloadError,
+    ModelNotFoundError,
+    UnsupportedError,
+    ValueOutOfRangeError,
+)
 from .checkpoint import Checkpoint, stream
 from .default_model import DEFAULT_MODEL, HUB_ID, Notify, fetch_default_model
 from .directory import DirectoryWeights, directory_tokenizer
 from .directory_config import directory_config
-from .gguf_config import gguf_config
-from .gguf_file import GgufWeights, rope_factors
-from .gguf_header import read_header
-from .gguf_tokenizer import gguf_tokenizer, unknown_tokenizer
 from .routing_arguments import check_routing, shapes_routers
 from .routing_directory import is_routing_directory, open_routing
 
@@ -74,7 +76,7 @@ def open_checkpoint(
 
     Raises:
         CheckpointError: damaged or incomplete, or a routing trained on another base model.
-        UnsupportedError: a model of another kind.
+        UnsupportedError: a model of another kind, or a GGUF file where the package gguf is missing.
         ValueOutOfRangeError: routing arguments out of range or not fitting stored routers; a base model for
             what is no routing checkpoint.
     """
@@ -134,6 +136,17 @@ def _open_directory(path: Path, routing: dict[str, Any], seed: int) -> Checkpoin
 
 
 def _open_gguf(path: Path, routing: dict[str, Any], seed: int, say: Notify) -> Checkpoint:
+    try:  # here and no sooner: all other models load without the package gguf
+        from .gguf_config import gguf_config
+        from .gguf_file import GgufWeights, rope_factors
+        from .gguf_header import read_header
+        from .gguf_tokenizer import gguf_tokenizer, unknown_tokenizer
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "gguf":
+            raise
+        raise UnsupportedError(
+            f"{path}: reading a GGUF file needs the package gguf, which is not installed; pip install gguf"
+        ) from None
     header = read_header(path)
     config = gguf_config(header, routing, rope_factors(header))
     weights = GgufWeights(header, config)
