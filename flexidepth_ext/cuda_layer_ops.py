@@ -133,15 +133,17 @@ class LayerOps(ModuleOps):
         threshold: float = 0.5,
         forced: Tensor | None = None,
         unit_scales: bool = False,
+        out: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Decisions]:
         """Decisions out of codes [rows, d_r], at most 8 rows, and what either way through the layer begins with.
 
         Keys (rotated) and values of every row go into `cache`. gate, up: the adapter's [width, d]; adapter_norm: [d],
-        of its input. The router is folded. threshold, forced, unit_scales: as those of `compact`.
+        of its input. The router is folded. threshold, forced, unit_scales: as those of `compact`. out: where queries
+        and activation go; None = tensors of zeros, which are filled by two more kernels.
 
         Returns:
             Rotated queries [rows, n], of which row i is of the i-th row that runs; the adapter's activation
-            [rows, width], row i of the i-th row that skips; both 0 behind those. And the decisions.
+            [rows, width], row i of the i-th row that skips; both 0 behind those, or what `out` held. And the decisions.
         """
         with self._call("routed_entry", h) as call:
             rows, width = h.shape
@@ -160,8 +162,9 @@ class LayerOps(ModuleOps):
                     "[w, d] both"
                 )
             given = {name: call.weight(name, weight) for name, weight in weights.items()}
-            queries = h.new_zeros(rows, matrices["q"].shape[0])
-            activation = h.new_zeros(rows, matrices["gate"].shape[0])
+            queries, activation = _outputs(
+                call, h, out, [("queries", matrices["q"]), ("activation", matrices["gate"])]
+            )
             decisions = Decisions.empty(rows, h.device)
             gates, _ = router_argument(call, encoded, router, decisions.gates)
             self.module.routed_entry(
@@ -276,6 +279,24 @@ def _check_few(call: Call, rows: int) -> None:
         raise ValueOutOfRangeError(
             f"{call.op}: {rows} rows; wanted at most {MAX_ROUTE_ROWS}; the separate ops take more"
         )
+
+
+def _outputs(
+    call: Call,
+    h: Tensor,
+    out: tuple[Tensor, Tensor] | None,
+    products: Sequence[tuple[str, Tensor]],
+) -> list[Tensor]:
+    """Where the products of h [rows, d] with named matrices [n, d] go, [rows, n] each: `out`, checked, or zeros."""
+    if out is None:
+        return [h.new_zeros(h.shape[0], matrix.shape[0]) for _, matrix in products]
+    for (name, matrix), tensor in zip(products, out, strict=True):
+        call.rows(name, tensor, matrix.shape[0])
+        if tensor.shape[0] != h.shape[0]:
+            raise ShapeError(
+                f"{call.op}: {name} is {list(tensor.shape)}; wanted [{h.shape[0]}, {matrix.shape[0]}]"
+            )
+    return list(out)
 
 
 def _half(

@@ -277,20 +277,15 @@ class CudaOps(LayerOps):
         self, h: Tensor, norm: Tensor, weight: Tensor, eps: float, *, index: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits [rows, vocab] of h[index], W Norm(h), and the first of each row's largest, int64 [rows]."""
-        with self._call("lm_head", h) as call:
-            rows = h.shape[0] if index is None else index.shape[0]
-            logits = h.new_empty(rows, weight.shape[0])
-            best = torch.empty(rows, dtype=torch.int64, device=h.device)
-            self.module.lm_head(
-                call.stream,
-                call.rows("h", h, weight.shape[1], index),
-                call.vector("norm", norm, weight.shape[1]),
-                eps,
-                call.matrix("weight", weight),
-                logits.data_ptr(),
-                best.data_ptr(),
-            )
-        return logits, ~best & 0xFFFFFFFF
+        rows = h.shape[0] if index is None else index.shape[0]
+        best = torch.empty(rows, dtype=torch.int64, device=h.device)
+        return self._logits(h, norm, weight, eps, index, best), ~best & 0xFFFFFFFF
+
+    def logits(
+        self, h: Tensor, norm: Tensor, weight: Tensor, eps: float, *, index: Tensor | None = None
+    ) -> Tensor:
+        """The logits of lm_head alone: its kernel and nothing else, as in a pass of the engine."""
+        return self._logits(h, norm, weight, eps, index, None)
 
     def sample(
         self,
@@ -337,6 +332,30 @@ class CudaOps(LayerOps):
                 settings=call.vector("settings", settings, 4, torch.int32),
             )
         return tokens, logprobs, faults
+
+    def _logits(
+        self,
+        h: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        eps: float,
+        index: Tensor | None,
+        best: Tensor | None,
+    ) -> Tensor:
+        """best: int64 [rows], where keys of the largest ones go; None = they are not wanted."""
+        with self._call("lm_head", h) as call:
+            rows = h.shape[0] if index is None else index.shape[0]
+            logits = h.new_empty(rows, weight.shape[0])
+            self.module.lm_head(
+                call.stream,
+                call.rows("h", h, weight.shape[1], index),
+                call.vector("norm", norm, weight.shape[1]),
+                eps,
+                call.matrix("weight", weight),
+                logits.data_ptr(),
+                call.vector("best", best, rows, torch.int64),
+            )
+        return logits
 
     def _mlp(
         self,

@@ -57,9 +57,9 @@ class Target:
 
 @dataclass(frozen=True)
 class OpCase:
-    """make() gives one copy of the op's weights and a function that runs it; copies are run in turn, so that none is
-    found in a cache. nbytes: read from memory by a run that finds nothing in a cache. flops: of the tensor cores, where
-    they are what it waits for."""
+    """make() gives one copy of the op's weights and of what it writes to, and a function that queues the op's kernels
+    and no others. Copies are run in turn, so that none is found in a cache. nbytes: read from memory by a run that
+    finds nothing in a cache. flops: of the tensor cores, where they are what it waits for."""
 
     op: str
     what: str
@@ -148,7 +148,7 @@ def _head(
     def make() -> Callable[[], object]:
         w, h = matrix(shape.vocab, shape.hidden), activations(rows, shape.hidden)
         norm = torch.ones(shape.hidden, device=device)
-        return lambda: ops.lm_head(h, norm, w, 1e-5)
+        return lambda: ops.logits(h, norm, w, 1e-5)
 
     nbytes = float(shape.vocab * shape.hidden * size)
     target = Target(0.85) if rows == 1 and nbytes >= LARGE else None

@@ -40,6 +40,7 @@ class _Layer:
         self.down = matrix(d, f)
         self.activation = torch.randn(rows, f, device=device)
         self.adapter_activation = torch.randn(rows, a, device=device)
+        self.out = torch.zeros(rows, q, device=device), torch.zeros(rows, a, device=device)
         self.cache = PagedCache(
             ops, dtype, 1, shape.kv_heads, shape.head_dim, 256, rows, device=device
         )
@@ -73,6 +74,7 @@ class _Layer:
             up=self.up,
             eps=_EPS,
             forced=self.forced,
+            out=self.out,
         )
 
     def exit(self, adapter: Tensor | None = None) -> Tensor:

@@ -129,6 +129,7 @@ def test_lm_head_and_its_best_token(ops, rows, dtype):
     y = reference.rms_norm(h[index.long()].double(), norm.double(), 1e-5)
     assert_as_exact_as_torch(logits, F.linear(y.to(dtype), w), F.linear(y, w.double()))
     assert best.tolist() == logits.argmax(1).tolist()
+    assert torch.equal(ops.logits(h, norm, w, 1e-5, index=index), logits)
 
 
 def test_the_best_of_equal_logits_is_the_first_and_negative_ones_count_too(ops):

@@ -205,6 +205,27 @@ def test_the_router_sends_rows_both_ways(ops):
     assert assert_same(layer, ops, threshold=1.0) == (0, 8)
 
 
+def test_results_go_where_they_are_asked_to(ops):
+    """And what is behind the rows that are there stays."""
+    layer, rows = Layer(torch.bfloat16, 5), 5
+    forced = layer.forced("mixed")
+    encoded = ops.router_code(layer.h, layer.enc, layer.norm, EPS)
+    table = ops.rope_table(layer.positions, layer.inv_freq)
+    q, activation, _ = layer.entry(ops, encoded, layer.cache(ops), table, forced=forced)
+    out = torch.full_like(q, 7.0), torch.full_like(activation, 7.0)
+    *got, decisions = layer.entry(ops, encoded, layer.cache(ops), table, forced=forced, out=out)
+    run, skip = decisions.counts.tolist()
+    assert run and skip and all(one is other for one, other in zip(got, out, strict=True))
+    for one, wanted, count in zip(out, (q, activation), (run, skip), strict=True):
+        assert torch.equal(one[:count], wanted[:count]) and (one[count:] == 7).all()
+    for few, message in (
+        ((out[0][:4], out[1]), rf"queries is \[4, {q.shape[1]}\]; wanted \[{rows}, {q.shape[1]}\]"),
+        ((out[0], out[1][:, 1:]), r"activation is .*; wanted \[rows, "),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            layer.entry(ops, encoded, layer.cache(ops), table, out=few)
+
+
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biases", [False, True])
