@@ -1,22 +1,28 @@
 """Proves and times CUDA on this machine: `python -m bench.gpu_check`, from the repository, in ten minutes.
 
 Builds for the devices that are there, runs the tests of the kernels against the plain reference on the device,
-compute-sanitizer where it is installed, and times each op against the bandwidth of a copy. With --engine it checks
-and times the engine instead, whole models against layers skipped. Writes gpu_check.json, gpu_check.md and, of the
-engine, gpu_check.png.
+times each op against the bandwidth of a copy, and runs some tests under compute-sanitizer where it is installed. With
+--engine it checks and times the engine instead, whole models against layers skipped. What fails is told at the end and
+keeps nothing else from being measured, but for the build. Writes gpu_check.json, gpu_check.md and, of the engine,
+gpu_check.png, again and again as results come.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +31,7 @@ import typer
 
 from flexidepth.cli.common import command_errors, say
 from flexidepth.errors import FlexiDepthError
+from flexidepth.plain_json import json_text
 from flexidepth.plots import save_figure
 
 from .gpu import engine_run
@@ -37,6 +44,7 @@ from .gpu.engine_report import (
     engine_figure,
     engine_lines,
     prediction_lines,
+    told,
 )
 from .gpu.layer_cases import layer_cases
 from .gpu.predictions import Beside, assumed_devices, beside
@@ -54,17 +62,31 @@ _SANITIZERS = {
     "memcheck": "linear_accumulates or seconds_page or plain_layer and 20",
     "racecheck": "compaction and 64",
 }
+_SANITIZER_SECONDS = 120
+_PERSISTENT = "FLEXIDEPTH_CUDA_PERSISTENT"
+_ENGINE_FILES = [f"tests/cuda/test_{name}.py" for name in ("engine", "decode", "generate")]
+# Of kernels whose blocks wait for each other, which could be for ever.
+_PERSISTENT_FILES = ("tests/cuda/test_persistent.py", "tests/cuda/test_choice.py")
+_NO_PERSISTENT = "persistent passes are left out of checks and timings"
+_PYTEST = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--maxfail=20"]
+_PYTEST += ["-o", "faulthandler_timeout=30"]  # a test that hangs is named
+_ON_DEVICE = {"FLEXIDEPTH_TEST_DEVICE": "cuda", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0"}
+_UNSUPPORTED = "device not supported"  # by compute-sanitizer
+_END = 10.0  # seconds that a command takes to end
+_KEPT = 20_000  # characters of a step's output, from its end
+_MOST_SAID = 1000  # characters of a table's cell
 _SUMMARY = re.compile(r"^=*\s*(\d+ (?:passed|failed|error).*?)\s*=*$", re.MULTILINE)
 
 
 @dataclass
 class Step:
-    """A part of the check. ok: None = left out, and `said` says why."""
+    """A part of the check. ok: None = left out, and `said` says why. output: the end of what a command printed."""
 
     name: str
     ok: bool | None
     seconds: float
     said: str
+    output: str = ""
 
 
 @dataclass
@@ -166,30 +188,62 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_step(name: str, command: Sequence[str], seconds: float, **env: str) -> Step:
-    """Run a command; its last words, or the summary of its tests, are what it said."""
+def run_step(
+    name: str,
+    command: Sequence[str],
+    seconds: float,
+    env: Mapping[str, str] | None = None,
+    *,
+    late: bool | None = False,
+) -> Step:
+    """Run a command; its last words, or the summary of its tests, are what it said.
+
+    env: added to the environment. late: what the step is where it takes more than `seconds`: failed, or left out.
+    """
     begin = time.monotonic()
     try:
-        result = subprocess.run(
+        status, output = _run(command, seconds, env or {})
+    except OSError as error:
+        return Step(name, False, time.monotonic() - begin, f"{command[0]}: {error.strerror}")
+    found = _SUMMARY.findall(output)
+    said = found[-1] if found else "".join(output.strip().splitlines()[-1:])
+    if status is None:
+        last = f"; its last words: {said}" if said else ""
+        said = f"took more than {seconds:.0f} s{last}"
+    if status != 0:
+        say(output[-3000:])
+    ok = late if status is None else status == 0
+    return Step(name, ok, time.monotonic() - begin, _cell(said), output[-_KEPT:])
+
+
+def _run(command: Sequence[str], seconds: float, env: Mapping[str, str]) -> tuple[int | None, str]:
+    """Exit status and output. Status None: it ran out of its time, and was ended with all that it had started."""
+    status = None
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
             command,
             cwd=_ROOT,
             env={**os.environ, **env},
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return Step(name, False, time.monotonic() - begin, f"took more than {seconds:.0f} s")
-    except OSError as error:
-        return Step(name, False, time.monotonic() - begin, f"{command[0]}: {error.strerror}")
-    output = result.stdout + result.stderr
-    found = _SUMMARY.findall(output)
-    last = output.strip().splitlines()[-1:] or [""]
-    said = found[-1] if found else last[0]
-    if result.returncode:
-        say(output[-3000:])
-    return Step(name, result.returncode == 0, time.monotonic() - begin, said)
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(seconds)
+        finally:  # Ctrl-C too
+            if status is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(subprocess.TimeoutExpired):  # a driver may keep it
+                    process.wait(_END)
+        output.seek(0)
+        return status, output.read().decode("utf-8", errors="replace")
+
+
+def _cell(text: str) -> str:
+    """For a cell of a table."""
+    return " ".join(text.split()).replace("|", "/")
 
 
 def build_step() -> Step:
@@ -205,55 +259,92 @@ def build_step() -> Step:
         "-e",
         ".",
     ]
-    return run_step("build", command, 300, FLEXIDEPTH_CUDA="ON")
+    return run_step("build", command, 300, {"FLEXIDEPTH_CUDA": "ON"})
 
 
-def test_steps() -> list[Step]:
-    """The kernels' tests on the device, by themselves and under compute-sanitizer."""
-    tests = [sys.executable, "-m", "pytest", "-q", "-x", "tests/cuda"]
-    on_device = {"FLEXIDEPTH_TEST_DEVICE": "cuda", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0"}
-    steps = [run_step("tests on the device", tests, 240, **on_device)]
+def test_steps() -> Iterator[Step]:
+    """The ops' tests on the device. Left to --engine are those of persistent passes; the compiler's code, which
+    test_objects reads, is no result of a device."""
+    left_out = [f"--ignore={path}" for path in ("tests/cuda/test_objects.py", *_PERSISTENT_FILES)]
+    command = [*_PYTEST, *left_out, "tests/cuda"]
+    yield run_step("tests on the device", command, 240, {**_ON_DEVICE, _PERSISTENT: "0"})
+
+
+def sanitizer_steps() -> Iterator[Step]:
+    """Some of the ops' tests under compute-sanitizer."""
     sanitizer = shutil.which(
         "compute-sanitizer", path=os.environ.get("PATH", "") + ":/usr/local/cuda/bin"
     )
-    for tool, chosen in _SANITIZERS.items():
+    for tool, tests in _SANITIZERS.items():
         if sanitizer is None:
-            steps.append(Step(tool, None, 0.0, "compute-sanitizer was not found"))
-            continue
-        checked = [sanitizer, "--tool", tool, "--error-exitcode", "9", *tests, "-k", chosen]
-        steps.append(run_step(tool, checked, 120, **on_device))
-    return steps
+            yield Step(tool, None, 0.0, "compute-sanitizer was not found")
+        else:
+            yield _sanitizer_step(sanitizer, tool, tests)
 
 
-def engine_test_steps() -> list[Step]:
-    """The engine's tests on the device."""
-    files = [
-        f"tests/cuda/test_{name}.py"
-        for name in ("engine", "persistent", "choice", "decode", "generate")
-    ]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *files]
-    return [run_step("tests on the device", command, 240, FLEXIDEPTH_TEST_DEVICE="cuda")]
+def _sanitizer_step(sanitizer: str, tool: str, tests: str) -> Step:
+    """Left out where the tool does not know the device, or is too slow on it."""
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
+    command += [sys.executable, "-m", "pytest", "-q", "tests/cuda", "-k", tests]
+    step = run_step(tool, command, _SANITIZER_SECONDS, _ON_DEVICE, late=None)
+    refused = [line for line in step.output.splitlines() if _UNSUPPORTED in line.lower()]
+    return replace(step, ok=None, said=_cell(refused[0])) if refused else step
 
 
-def time_ops(shape: Shape, bandwidth: float, rows: Sequence[int]) -> list[OpRow]:
-    """Every op at the shapes of a model; what does not fit the device's memory is left out and said."""
+def engine_test_steps() -> Iterator[Step]:
+    """The engine's tests on the device; those of persistent passes by themselves, since they could hang."""
+    many = {**_ON_DEVICE, _PERSISTENT: "0"}
+    yield run_step("tests on the device", [*_PYTEST, *_ENGINE_FILES], 240, many)
+    name = "tests of persistent passes"
+    if not _persistent_allowed():
+        yield Step(name, None, 0.0, f"{_PERSISTENT} is 0; {_NO_PERSISTENT}")
+        return
+    step = run_step(name, [*_PYTEST, *_PERSISTENT_FILES], 90, _ON_DEVICE)
+    if step.ok is False:
+        os.environ[_PERSISTENT] = "0"
+        step.said = f"{step.said}; {_NO_PERSISTENT}"
+    yield step
+
+
+def _persistent_allowed() -> bool:
+    return os.environ.get(_PERSISTENT) != "0"
+
+
+def time_ops(
+    shape: Shape,
+    bandwidth: float,
+    rows: Sequence[int],
+    found: list[OpRow],
+    save: Callable[[], None],
+) -> tuple[bool, str]:
+    """Every op at the shapes of a model; `found` is filled, and `save` called, as results come. What stops one op stops
+    no other.
+
+    Returns:
+        Whether nothing was stopped; and how many were timed, what does not fit the device's memory, what was stopped.
+    """
     from flexidepth_ext.cuda_ops import cuda_ops
 
-    ops, found = cuda_ops(), []
+    ops, large, stopped = cuda_ops(), list[str](), list[str]()
     cases = [
         *op_cases(ops, shape, torch.bfloat16, "cuda", tuple(rows)),
         *layer_cases(ops, shape, torch.bfloat16, "cuda", tuple(rows)),
         router_case(ops, shape, "cuda"),
     ]
     for case in cases:
+        what = f"{case.op} {case.what}, {case.rows} rows"
         try:
             found.append(time_case(case, bandwidth, measure_in_graphs))
         except torch.OutOfMemoryError:
-            say(
-                f"{case.op} {case.what}, {case.rows} rows: left out, the device's memory is too small"
-            )
-        torch.cuda.empty_cache()
-    return found
+            large.append(what)
+        except Exception as error:
+            stopped.append(f"{what}, {told(error)}")
+        with suppress(Exception):
+            torch.cuda.empty_cache()
+        save()
+    said = [f"{len(found)} timed"]
+    said += [f"too large for the device's memory: {what}" for what in large]
+    return not stopped, "; ".join(said + stopped)
 
 
 @command_errors
@@ -281,6 +372,7 @@ def main(
     names = [name for name in shapes.split(",") if name]
     if wrong := [name for name in names if name not in _SHAPES]:
         raise typer.BadParameter(f"--shapes {wrong[0]}: wanted some of {', '.join(_SHAPES)}")
+    counts = _counts(rows)
     check_folder(output_dir)
     _check_device(build)
     report = Report(
@@ -289,34 +381,128 @@ def main(
         describe_machine(),
         f"python -m bench.gpu_check {' '.join(sys.argv[1:])}".strip(),
     )
+    save = partial(_save, report, output_dir)
+    try:
+        if _built(report, build, save):
+            for step in _test_steps(engine) if tests else ():
+                report.steps.append(step)
+                save()
+            if engine:
+                _measure_engine(report, names, peers, gpt_fast, save)
+            else:
+                _measure_ops(report, names, counts, tests, save)
+    except BaseException as error:  # Ctrl-C too
+        report.steps.append(Step("the rest", False, 0.0, told(error)))
+        raise
+    finally:
+        try:
+            for path in write_report(report, output_dir):
+                say(f"wrote {path}")
+        finally:
+            print(markdown(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _counts(rows: str) -> list[int]:
+    try:
+        return [int(number) for number in rows.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--rows {rows}: wanted numbers, as 1,4,64") from None
+
+
+def _built(report: Report, build: bool, save: Callable[[], None]) -> bool:
+    """Whether there is something to test: the build did not fail, or was not asked for."""
     if build:
         report.steps.append(build_step())
         say(f"build: {report.steps[-1].said}")
-    if tests and report.ok:
-        report.steps += engine_test_steps() if engine else test_steps()
-    if report.ok:
+        save()
+    return report.ok
+
+
+def _test_steps(engine: bool) -> Iterator[Step]:
+    return engine_test_steps() if engine else test_steps()
+
+
+def _attempt(
+    report: Report,
+    save: Callable[[], None],
+    name: str,
+    measure: Callable[[], tuple[bool, str]],
+) -> None:
+    """A step that measures, and says whether it is good and what it found; an exception fails it and nothing else."""
+    say(name)
+    begin = time.monotonic()
+    try:
+        ok, said = measure()
+    except Exception as error:
+        ok, said = False, told(error)
+    seconds = time.monotonic() - begin
+    report.steps.append(Step(name, ok, seconds, _cell(said)[:_MOST_SAID], said[:_KEPT]))
+    save()
+
+
+def _measure_bandwidth(report: Report, save: Callable[[], None]) -> float:
+    """Bytes a second of a copy. Where it cannot be measured all is shown as no share of infinity."""
+
+    def measure() -> tuple[bool, str]:
         report.bandwidth = copy_bandwidth()
-        counts = [int(number) for number in rows.split(",")]
-        if engine:
-            say("costs of mechanisms")
-            report.costs = measure_costs(torch.cuda.get_device_capability())
-            engine_run.run(
-                names,
-                report.bandwidth,
-                peers,
-                say,
-                report.checks,
-                report.engines,
-                lambda: write_report(report, output_dir),
-                gpt_fast=gpt_fast,
-            )
-        for name in [] if engine else names:
-            report.rows[_SHAPES[name].name] = time_ops(_SHAPES[name], report.bandwidth, counts)
-    for path in write_report(report, output_dir):
-        say(f"wrote {path}")
-    print(markdown(report))
-    if not report.ok:
-        raise typer.Exit(1)
+        return True, f"{report.bandwidth / 1e9:.0f} GB/s"
+
+    _attempt(report, save, "bandwidth of a copy", measure)
+    return report.bandwidth or math.inf
+
+
+def _measure_ops(
+    report: Report,
+    names: Sequence[str],
+    counts: Sequence[int],
+    tests: bool,
+    save: Callable[[], None],
+) -> None:
+    """The ops of each model, then, of the tests, the slow ones."""
+    bandwidth = _measure_bandwidth(report, save)
+    for name in names:
+        shape = _SHAPES[name]
+        found = report.rows.setdefault(shape.name, [])
+        measure = partial(time_ops, shape, bandwidth, counts, found, save)
+        _attempt(report, save, f"ops, {name}", measure)
+    for step in sanitizer_steps() if tests else ():
+        report.steps.append(step)
+        save()
+
+
+def _measure_engine(
+    report: Report,
+    names: Sequence[str],
+    peers: bool,
+    gpt_fast: Path | None,
+    save: Callable[[], None],
+) -> None:
+    """What the card takes for mechanisms, then whole models."""
+    bandwidth = _measure_bandwidth(report, save)
+
+    def costs() -> tuple[bool, str]:
+        report.costs = measure_costs(torch.cuda.get_device_capability())
+        good = [row for row in report.costs if row.median is not None]
+        return True, f"{len(good)} of {len(report.costs)} measured"
+
+    def models() -> tuple[bool, str]:
+        engine_run.run(
+            names,
+            bandwidth,
+            peers,
+            say,
+            report.checks,
+            report.engines,
+            save,
+            persistent=_persistent_allowed(),
+            gpt_fast=gpt_fast,
+        )
+        return True, f"{len(report.checks)} checks; {len(report.engines)} ways to run models"
+
+    _attempt(report, save, "costs of mechanisms", costs)
+    _attempt(report, save, "engine", models)
 
 
 def _check_device(build: bool) -> None:
@@ -332,19 +518,27 @@ def _check_device(build: bool) -> None:
     )
 
 
+def _save(report: Report, output_dir: Path) -> None:
+    """Write what there is so far; what keeps it from being written may have passed when the report is whole."""
+    try:
+        write_report(report, output_dir)
+    except Exception as error:
+        say(f"not written: {error}")
+
+
 def write_report(report: Report, output_dir: Path) -> list[Path]:
     """Write the files of a report, in place of those of an earlier one."""
     text = markdown(report)
 
     def write(folder: Path) -> None:
         (folder / FILES[0]).write_text(
-            json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8"
+            json_text(report.to_dict(), indent=1) + "\n", encoding="utf-8"
         )
         (folder / FILES[1]).write_text(text, encoding="utf-8")
         if any(engine.decode for engine in report.engines):
             try:
                 save_figure(engine_figure(report.engines, report.device), folder / FILES[2])
-            except FlexiDepthError as error:  # no matplotlib
+            except Exception as error:  # no matplotlib, say
                 say(f"no plot: {error}")
 
     return list(replace_results(output_dir, write, FILES))
@@ -353,4 +547,5 @@ def write_report(report: Report, output_dir: Path) -> list[Path]:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end of its time is a Ctrl-C
     app()

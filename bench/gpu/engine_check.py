@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,8 +30,9 @@ class EngineCheck:
     """Root mean squares of the logits' errors against float32 on the same decisions: of a prompt, of the same text
     token by token, and of torch in the same type. agreement: share of decisions farther than 0.02 from the threshold
     that are float32's. same_tokens: whether graphs chose the tokens that single passes chose. same_bits: whether
-    persistent passes gave the bits of those of many kernels, alone and in graphs. overlap: whether kernels that begin
-    before those ahead of them have ended gave these tokens and bits; None where the device has them wait."""
+    persistent passes gave the bits of those of many kernels, alone and in graphs; None where they were left out.
+    overlap: whether kernels that begin before those ahead of them have ended gave these tokens and bits; None where the
+    device has them wait. said: what stopped it, if something did; there are no figures then."""
 
     model: str
     dtype: str
@@ -39,16 +41,23 @@ class EngineCheck:
     torch_error: float
     agreement: float
     same_tokens: bool
-    same_bits: bool
+    same_bits: bool | None
     overlap: bool | None
+    said: str = ""
+
+    @classmethod
+    def stopped(cls, model: str, dtype: torch.dtype, said: str) -> EngineCheck:
+        """One that did not come to its end."""
+        none = math.nan
+        return cls(model, _name(dtype), none, none, none, none, False, None, None, said)
 
     @property
     def ok(self) -> bool:
         """Whether it is as exact as it has to be."""
-        worst = max(self.prompt_error, self.token_error)
-        exact = worst <= _WORST * max(self.torch_error, 1e-6)
-        same = self.same_tokens and self.same_bits and self.overlap is not False
-        return exact and self.agreement >= _SETTLED and same
+        most = _WORST * max(self.torch_error, 1e-6)
+        exact = self.prompt_error <= most and self.token_error <= most  # neither is NaN, too
+        same = self.same_tokens and self.same_bits is not False and self.overlap is not False
+        return not self.said and exact and self.agreement >= _SETTLED and same
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -57,9 +66,14 @@ class EngineCheck:
 
 @torch.no_grad()
 def check_engine(
-    name: str, config: FlexiDepthConfig, dtype: torch.dtype, runtime: Runtime, tokens: int = 256
+    name: str,
+    config: FlexiDepthConfig,
+    dtype: torch.dtype,
+    runtime: Runtime,
+    tokens: int = 256,
+    persistent: bool = True,
 ) -> EngineCheck:
-    """Both engines on the same weights, which are the dtype's values."""
+    """Both engines on the same weights, which are the dtype's values. persistent: whether persistent passes may run."""
     weights = [
         (n, t if ".router." in n else t.to(dtype).float())
         for n, t in random_weights(config, torch.float32, "cpu")
@@ -74,7 +88,18 @@ def check_engine(
     def error(logits: Tensor) -> float:
         return float((logits.double().cpu() - want).square().mean().sqrt())
 
-    engine = CudaEngine(config, weights, dtype=dtype, runtime=runtime, max_rows=tokens)
+    def form(persistent: bool | None, overlap: bool | None = None) -> CudaEngine:
+        return CudaEngine(
+            config,
+            weights,
+            dtype=dtype,
+            runtime=runtime,
+            max_rows=tokens,
+            persistent=persistent,
+            overlap=overlap,
+        )
+
+    engine = form(persistent=None if persistent else False)
     prompt = engine.forward(
         ids, [tokens], [engine.new_cache(tokens)], routing="forced", mask=mask, logits_rows=rows
     )
@@ -93,27 +118,30 @@ def check_engine(
     engine.close()
     model = _torch_model(config, weights).to(runtime.device, dtype)
     theirs = model(ids.long()[None].to(runtime.device), force_routing=mask.to(runtime.device))
-
-    def form(**how: bool) -> CudaEngine:
-        return CudaEngine(config, weights, dtype=dtype, runtime=runtime, max_rows=tokens, **how)
-
     bits = _bits(form(persistent=False, overlap=False), ids)
     overlap: bool | None = None
     if runtime.can_overlap:
         overlapping = form(persistent=False, overlap=True)
         overlap = _tokens_of_graphs(overlapping, ids) == chosen
         overlap = _alike(_bits(overlapping, ids), bits) and overlap
+    same_bits: bool | None = None
+    if persistent:
+        same_bits = _alike(_bits(form(persistent=True, overlap=False), ids), bits)
     return EngineCheck(
         name,
-        str(dtype).removeprefix("torch."),
+        _name(dtype),
         error(prompt.logits),
         error(torch.cat(steps)),
         error(theirs.logits[0]),
         agreement,
         same,
-        _alike(_bits(form(persistent=True, overlap=False), ids), bits),
+        same_bits,
         overlap,
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _tokens_of_passes(engine: CudaEngine, ids: Tensor, count: int = 12) -> list[int]:

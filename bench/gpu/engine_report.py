@@ -15,6 +15,8 @@ from .engine_timing import DecodeRow, PrefetchRow, PromptRow
 from .predictions import Beside, span
 from .targets import target_lines, targets
 
+_MOST_SAID = 600  # characters of an error
+
 
 @dataclass
 class EngineReport:
@@ -30,7 +32,7 @@ class EngineReport:
     prompts: list[PromptRow] = field(default_factory=list)
     peers: list[PeerRow] = field(default_factory=list)
     choices: list[PassChoice] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)  # what did not fit the device's memory
+    left_out: list[str] = field(default_factory=list)  # what did not fit the memory, or stopped
     said: str = ""  # what stopped it, if something did
 
     @property
@@ -57,6 +59,12 @@ class EngineReport:
         }
 
 
+def told(error: BaseException) -> str:
+    """What stopped something, as a cell of a table."""
+    words = f"stopped: {type(error).__name__}: {error}".split()
+    return " ".join(words).replace("|", "/")[:_MOST_SAID]
+
+
 def check_lines(checks: Sequence[EngineCheck]) -> list[str]:
     """A table of the checks."""
     lines = [
@@ -67,11 +75,15 @@ def check_lines(checks: Sequence[EngineCheck]) -> list[str]:
         "|---|---|--:|--:|--:|--:|---|---|---|---|",
     ]
     overlap = {True: "same tokens and bits", False: "DIFFER", None: "not on this device"}
+    bits = {True: "same bits", False: "OTHER BITS", None: "left out"}
     for c in checks:
+        if c.said:
+            lines.append(f"| {c.model} | {c.dtype} | | | | | | | {c.said} | FAILED |")
+            continue
         lines.append(
             f"| {c.model} | {c.dtype} | {c.prompt_error:.4f} | {c.token_error:.4f} | {c.torch_error:.4f} "
             f"| {c.agreement:.2%} | {'alike' if c.same_tokens else 'DIFFER'} "
-            f"| {'same bits' if c.same_bits else 'OTHER BITS'} | {overlap[c.overlap]} "
+            f"| {bits[c.same_bits]} | {overlap[c.overlap]} "
             f"| {'ok' if c.ok else 'FAILED'} |"
         )
     return lines

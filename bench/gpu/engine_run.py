@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from flexidepth_ext.cuda_runtime import CudaRuntime, Runtime
 from ..models import model_config, random_weights
 from .engine_check import EngineCheck, check_engine
 from .engine_peers import time_peers
-from .engine_report import EngineReport
+from .engine_report import EngineReport, told
 from .engine_timing import time_decode, time_forms, time_prefetch, time_prompts
 
 _CONTEXTS = (128, 4096)
@@ -40,6 +41,7 @@ def run(
     reports: list[EngineReport],
     save: Callable[[], object],
     *,
+    persistent: bool = True,
     gpt_fast: Path | None = None,
     make_runtime: Callable[[], Runtime] = CudaRuntime,
     checked: Sequence[str] = ("tiny", "smollm2-135m"),
@@ -49,25 +51,22 @@ def run(
     prompt: int = _PROMPT,
     steps: int = 48,
 ) -> None:
-    """Check, and, if the checks are good, time each model: without overlap, with it where the device can, and, where
+    """Check, then time each model, whatever the checks found: without overlap, with it where the device can, and, where
     the model is small enough, with persistent passes.
 
-    Peers come last; gpt_fast: a checkout of it, timed among them. checks, reports: filled as results come, and `save`
-    is called after each: nothing is lost to what comes later.
+    Peers come last; gpt_fast: a checkout of it, timed among them. persistent: whether persistent passes may run at all.
+    checks, reports: filled as results come, and `save` is called after each: nothing is lost to what comes later.
     """
     for name in checked:
         for dtype in (torch.bfloat16, torch.float16):
             notify(f"check: {name}, {dtype}")
-            config = model_config(name)
-            checks.append(check_engine(name, config, dtype, make_runtime(), check_tokens))
+            checks.append(_check(name, dtype, make_runtime, check_tokens, persistent))
             save()
-    if not all(check.ok for check in checks):
-        return
     for name in names:
         runtime = make_runtime()
         config = model_config(name)
-        for overlap, persistent in _variants(config, runtime):
-            report = EngineReport(name, overlap, config.num_routed_layers, persistent)
+        for overlap, whole in _variants(config, runtime, persistent):
+            report = EngineReport(name, overlap, config.num_routed_layers, whole)
             notify(f"time: {report.title}")
             reports.append(report)
             _time(report, runtime, bandwidth, contexts, batches, prompt, steps)
@@ -75,20 +74,47 @@ def run(
     for report in reports if peers else []:
         if not report.overlap and not report.persistent:
             notify(f"peers: {report.model}")
-            config, device = model_config(report.model), make_runtime().device
-            report.peers = time_peers(
-                config, torch.bfloat16, device, contexts[0], gpt_fast=gpt_fast
-            )
+            _time_peers(report, make_runtime, contexts[0], gpt_fast)
             save()
 
 
-def _variants(config: FlexiDepthConfig, runtime: Runtime) -> list[tuple[bool, bool]]:
+def _check(
+    name: str,
+    dtype: torch.dtype,
+    make_runtime: Callable[[], Runtime],
+    tokens: int,
+    persistent: bool,
+) -> EngineCheck:
+    """A check; one that is stopped has failed, and says by what."""
+    try:
+        return check_engine(name, model_config(name), dtype, make_runtime(), tokens, persistent)
+    except Exception as error:
+        return EngineCheck.stopped(name, dtype, told(error))
+
+
+def _time_peers(
+    report: EngineReport,
+    make_runtime: Callable[[], Runtime],
+    context: int,
+    gpt_fast: Path | None,
+) -> None:
+    """Add the peers to a report; what goes wrong is said in it."""
+    try:
+        config, device = model_config(report.model), make_runtime().device
+        report.peers = time_peers(config, torch.bfloat16, device, context, gpt_fast=gpt_fast)
+    except Exception as error:
+        report.left_out.append(f"peers: {told(error)}")
+
+
+def _variants(
+    config: FlexiDepthConfig, runtime: Runtime, persistent: bool
+) -> list[tuple[bool, bool]]:
     """With overlap, persistent: what is worth timing."""
     nbytes = {name: 2 * prod(shape) for name, shape in expected_shapes(config).items()}
     variants = [(False, False)]
     if runtime.can_overlap:
         variants.append((True, False))
-    if may_pay(nbytes):
+    if persistent and may_pay(nbytes):
         variants.append((False, True))
     return variants
 
@@ -136,7 +162,8 @@ def _time(
             report.prefetch = time_prefetch(timed, contexts[0], _PREFETCH_KB, some, steps)
             report.prompts = time_prompts(timed, prompt, _SHARES)
     except Exception as error:
-        report.said = " ".join(f"stopped: {type(error).__name__}: {error}".split())
+        report.said = told(error)
     finally:
         for one in made:
-            one.close()
+            with suppress(Exception):  # what was measured stands
+                one.close()

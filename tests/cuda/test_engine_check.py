@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import gpu_check
-from bench.gpu import engine_run, engine_timing
+from bench.gpu import engine_check, engine_run, engine_timing
 from bench.gpu.costs import CostRow
 from bench.gpu.engine_report import EngineReport, engine_lines
 from bench.gpu_check import Report, write_report
@@ -17,6 +17,7 @@ from bench.ideal import bytes_per_token, step_bytes
 from bench.models import model_config, random_weights, skip_masks
 from flexidepth.errors import OutOfMemoryError
 from flexidepth_ext.cuda_cache import CudaKVCache
+from flexidepth_ext.cuda_engine import CudaEngine
 
 from .runtime import FakeRuntime
 
@@ -103,15 +104,33 @@ def test_the_whole_run(found, tmp_path):
     assert (tmp_path / "gpu_check.png").stat().st_size > 1000
 
 
-def test_a_wrong_engine_is_not_timed(emulated, monkeypatch):
+def test_a_wrong_engine_is_timed_and_told(emulated, monkeypatch):
     check = engine_run.EngineCheck("tiny", "bfloat16", 1.0, 1.0, 0.1, 1.0, True, True, None)
     monkeypatch.setattr(engine_run, "check_engine", lambda *_: check)
+    monkeypatch.setattr(engine_run, "_time", lambda *_: None)
     make = lambda: FakeRuntime(emulated)  # noqa: E731
     checks, reports = [], []
     engine_run.run(["tiny"], 1e9, False, print, checks, reports, lambda: None, make_runtime=make)
-    assert len(checks) == 4 and reports == []
+    assert len(checks) == 4 and len(reports) == 3
     report = Report("a device", "9.0", {}, "python x", checks=checks)
     assert not report.ok and "FAILED" in gpu_check.markdown(report)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_check_makes_persistent_passes_only_where_they_may_run(emulated, monkeypatch, allowed):
+    forms: set[bool | None] = set()
+
+    def noted(*arguments, persistent, **options):
+        forms.add(persistent)
+        return CudaEngine(*arguments, persistent=persistent, **options)
+
+    monkeypatch.setattr(engine_check, "CudaEngine", noted)
+    runtime = FakeRuntime(emulated)
+    check = engine_check.check_engine(
+        "tiny", model_config("tiny"), torch.bfloat16, runtime, 12, allowed
+    )
+    assert forms == ({None, False, True} if allowed else {False})
+    assert check.ok and check.same_bits is (True if allowed else None)
 
 
 def test_what_stops_a_model_is_told(emulated, monkeypatch):

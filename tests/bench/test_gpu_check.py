@@ -1,0 +1,481 @@
+"""`gpu_check` loses nothing: what fails is told, and everything else is measured and written all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import typer
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
+
+from bench import gpu_check
+from bench.gpu import engine_run
+from bench.gpu.cases import OpCase, Shape, op_cases, router_case
+from bench.gpu.costs import CostRow
+from bench.gpu.engine_check import EngineCheck
+from bench.gpu.engine_report import EngineReport, check_lines
+from bench.gpu.layer_cases import layer_cases
+from bench.gpu.timing import OpRow
+from bench.gpu_check import Report, Step, markdown
+from bench.models import model_config
+from flexidepth_ext.cuda_ops import CudaOps
+
+PERSISTENT = "FLEXIDEPTH_CUDA_PERSISTENT"
+ROW = OpRow("linear", "[2, 3]", 1, 5.0, 0.1, 1.0, 200.0, 0.2, "", None)
+GOOD = EngineCheck("tiny", "bfloat16", 0.1, 0.1, 0.1, 1.0, True, True, None)
+
+
+@dataclass
+class Machine:
+    """A machine whose every command is answered. failing: words of commands that fail."""
+
+    out: Path
+    failing: tuple[str, ...] = ()
+    commands: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    engine: dict[str, Any] = field(default_factory=dict)
+
+    def step(self, name: str, command: Any, *_: Any, **__: Any) -> Step:
+        words = " ".join(command)
+        self.commands.append(words)
+        self.events.append(name)
+        failed = any(word in f"{name} {words}" for word in self.failing)
+        return Step(name, not failed, 1.0, "1 failed" if failed else "9 passed")
+
+    def time_ops(
+        self, shape: Shape, _: float, __: Any, found: list[OpRow], save: Any
+    ) -> tuple[bool, str]:
+        self.events.append(f"ops of {shape.name}")
+        found.append(ROW)
+        return True, "1 timed"
+
+    def run_engine(self, names: Any, bandwidth: float, *rest: Any, **options: Any) -> None:
+        self.events.append("engine")
+        self.engine = {"bandwidth": bandwidth, **options}
+        *_, checks, reports, save = rest
+        checks.append(GOOD)
+        reports.append(EngineReport("tiny", False, 2))
+        save()
+
+    def check(self, *arguments: str) -> Any:
+        """Run the command; its result."""
+        app = typer.Typer()
+        app.command()(gpu_check.main)
+        return CliRunner().invoke(app, ["--output-dir", str(self.out), *arguments])
+
+    @property
+    def written(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.out / "gpu_check.json").read_text())
+        return content
+
+    def found(self, name: str) -> dict[str, Any]:
+        """A step as it was written."""
+        (step,) = (step for step in self.written["steps"] if step["name"] == name)
+        return step  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    made = Machine(tmp_path / "out")
+    monkeypatch.setenv(PERSISTENT, "")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for name, value in {
+        "_check_device": lambda _: None,
+        "describe_machine": dict,
+        "run_step": made.step,
+        "copy_bandwidth": lambda: 2e12,
+        "measure_costs": lambda _: [CostRow("read", "GB/s", 2e3, 1e3, 3e3)],
+        "time_ops": made.time_ops,
+    }.items():
+        monkeypatch.setattr(gpu_check, name, value)
+    monkeypatch.setattr(engine_run, "run", made.run_engine)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: "/x/compute-sanitizer")
+    return made
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("no such | thing")
+
+
+def test_failing_tests_keep_no_op_from_being_timed(machine: Machine) -> None:
+    machine.failing = ("pytest",)
+    result = machine.check()
+    assert result.exit_code == 1, result.output
+    assert list(machine.written["rows"]) == ["Llama-3-8B", "SmolLM2-135M"]
+    assert all(rows for rows in machine.written["rows"].values())
+    assert not machine.written["ok"] and machine.written["bandwidth"] == 2e12
+    assert machine.found("tests on the device")["ok"] is False
+    assert "| tests on the device | FAILED | 1 | 1 failed |" in result.output
+    assert machine.events == [  # the slow tools last
+        *("build", "tests on the device", "ops of Llama-3-8B", "ops of SmolLM2-135M"),
+        *("memcheck", "racecheck"),
+    ]
+
+
+def test_failing_tests_keep_no_model_from_being_timed(machine: Machine) -> None:
+    machine.failing = ("test_engine.py",)
+    assert machine.check("--engine").exit_code == 1
+    assert machine.written["engines"] and machine.written["checks"] and machine.written["costs"]
+    assert machine.engine["persistent"] and machine.engine["bandwidth"] == 2e12
+    assert "memcheck" not in machine.events
+
+
+def test_a_failed_build_ends_it(machine: Machine) -> None:
+    machine.failing = ("build",)
+    assert machine.check().exit_code == 1
+    assert machine.events == ["build"] and [s["name"] for s in machine.written["steps"]] == [
+        "build"
+    ]
+
+
+def test_all_is_good(machine: Machine) -> None:
+    for arguments in ([], ["--engine"], ["--no-build", "--no-tests"]):
+        assert machine.check(*arguments).exit_code == 0
+        assert machine.written["ok"]
+
+
+def test_what_tests_run_on_a_device(machine: Machine) -> None:
+    machine.check()
+    (command,) = (c for c in machine.commands if c.endswith(" tests/cuda"))
+    for name in ("objects", "persistent", "choice"):
+        assert f"--ignore=tests/cuda/test_{name}.py" in command
+    assert " -x" not in command
+
+
+@pytest.mark.parametrize("way", ["ops", "engine"])
+def test_an_exception_fails_a_step_and_no_other(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(gpu_check, "copy_bandwidth", refuse)
+    monkeypatch.setattr(gpu_check, "measure_costs", refuse)
+    timed = machine.time_ops
+    monkeypatch.setattr(
+        gpu_check, "time_ops", lambda s, *a: refuse() if s.heads == 32 else timed(s, *a)
+    )
+    result = machine.check(*(["--engine"] if way == "engine" else []))
+    assert result.exit_code == 1
+    said = "stopped: RuntimeError: no such / thing"
+    names = {
+        "ops": ("bandwidth of a copy", "ops, llama-3-8b"),
+        "engine": ("bandwidth of a copy", "costs of mechanisms"),
+    }
+    for name in names[way]:
+        assert (machine.found(name)["ok"], machine.found(name)["said"]) == (False, said)
+    if way == "ops":
+        assert machine.written["rows"]["SmolLM2-135M"] and machine.found("ops, smollm2-135m")["ok"]
+    else:
+        assert machine.written["engines"] and machine.engine["bandwidth"] == float("inf")
+
+
+def test_an_engine_that_stops_is_a_failed_step(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_run, "run", refuse)
+    assert machine.check("--engine").exit_code == 1
+    assert not machine.found("engine")["ok"] and machine.written["costs"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_what_was_measured_is_written_before_it_is_stopped(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    def stopped(shape: Shape, _: float, __: Any, found: list[OpRow], save: Any) -> None:
+        found.append(ROW)
+        raise stop
+
+    monkeypatch.setattr(gpu_check, "time_ops", stopped)
+    result = machine.check()
+    assert result.exit_code == 130 or stop is SystemExit
+    assert machine.written["rows"] == {"Llama-3-8B": [ROW.to_dict()]}
+    assert f"stopped: {stop.__name__}:" in machine.found("the rest")["said"]
+    assert not machine.written["ok"] and "# CUDA kernels on a device" in result.output
+    assert "| linear | [2, 3] |" in (machine.out / "gpu_check.md").read_text()
+
+
+def test_it_is_written_as_results_come(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed writes no more."""
+    seen: dict[str, Any] = {}
+
+    def noted(what: str, function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            file = machine.out / "gpu_check.json"
+            name = what or arguments[0]
+            seen.setdefault(name, json.loads(file.read_text()) if file.exists() else None)
+            return function(*arguments, **options)
+
+        return call
+
+    def names(what: str) -> list[str]:
+        return [step["name"] for step in seen[what]["steps"]]
+
+    monkeypatch.setattr(gpu_check, "run_step", noted("", machine.step))
+    monkeypatch.setattr(gpu_check, "measure_costs", noted("costs", lambda _: []))
+
+    monkeypatch.setattr(gpu_check, "copy_bandwidth", noted("bandwidth", lambda: 2e12))
+    monkeypatch.setattr(gpu_check, "time_ops", noted("ops", machine.time_ops))
+    monkeypatch.setattr(engine_run, "run", noted("engine", machine.run_engine))
+    machine.check()
+    assert seen["build"] is None and names("tests on the device") == ["build"]
+    assert names("bandwidth") == ["build", "tests on the device"]
+    assert seen["ops"]["bandwidth"] == 2e12
+    assert len(seen["memcheck"]["rows"]) == 2 and names("racecheck")[-1] == "memcheck"
+    machine.check("--engine")
+    assert names("tests of persistent passes")[-1] == "tests on the device"
+    assert seen["costs"]["bandwidth"] == 2e12 and names("engine")[-1] == "costs of mechanisms"
+
+
+def test_a_report_that_cannot_be_written_now_may_be_later(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = gpu_check.write_report, [0]
+
+    def full(*arguments: Any) -> Any:
+        calls[0] += 1
+        return refuse() if calls[0] < 3 else write(*arguments)
+
+    monkeypatch.setattr(gpu_check, "write_report", full)
+    assert machine.check().exit_code == 0 and machine.written["rows"]
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_persistent_tests_that_fail_keep_persistent_passes_out(machine: Machine, ok: bool) -> None:
+    machine.failing = () if ok else ("test_persistent.py",)
+    result = machine.check("--engine")
+    assert result.exit_code == (0 if ok else 1)
+    others, own = (c for c in machine.commands if "pytest" in c)
+    assert "test_engine.py" in others and "persistent" not in others and "choice" not in others
+    assert "test_persistent.py" in own and "test_choice.py" in own
+    assert machine.engine["persistent"] is ok
+    assert (os.environ[PERSISTENT] == "0") is not ok
+    said = machine.found("tests of persistent passes")["said"]
+    assert ("persistent passes are left out of checks and timings" in said) is not ok
+    assert said in result.output
+
+
+def test_whoever_wants_no_persistent_passes_gets_none(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PERSISTENT, "0")
+    assert machine.check("--engine").exit_code == 0
+    assert not any("test_persistent.py" in command for command in machine.commands)
+    assert machine.engine["persistent"] is False
+    assert machine.found("tests of persistent passes")["ok"] is None
+
+
+def test_no_persistent_variant_is_timed_where_there_is_to_be_none() -> None:
+    config, runtime = model_config("tiny"), SimpleNamespace(can_overlap=True)
+    assert engine_run._variants(config, runtime, True) == [
+        (False, False), (True, False), (False, True)
+    ]  # fmt: skip
+    assert engine_run._variants(config, runtime, False) == [(False, False), (True, False)]
+
+
+def sanitizer(folder: Path, script: str) -> str:
+    path = folder / "compute-sanitizer"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "ok", "said"),
+    [
+        ("echo '==== Device not supported.'; echo '9 passed in 1s'", None, "Device not supported."),
+        ("echo '=== Error: device not supported | x' >&2; exit 1", None, "not supported / x"),
+        ("echo last; sleep 60", None, "took more than 1 s; its last words: last"),
+        ("echo '1 failed in 1s'; exit 9", False, "1 failed in 1s"),
+        ("echo '== 9 passed in 1s =='", True, "9 passed in 1s"),
+    ],
+)
+def test_a_sanitizer_that_cannot_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, ok: bool | None, said: str
+) -> None:
+    monkeypatch.setattr(gpu_check, "_SANITIZER_SECONDS", 1 if "sleep" in script else 60)
+    monkeypatch.setattr(gpu_check, "_SANITIZERS", {"memcheck": "x"})
+    path = sanitizer(tmp_path, script)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: path)
+    (step,) = gpu_check.sanitizer_steps()
+    assert step.ok is ok and said in step.said
+    assert script.split("'")[1] in step.output if "'" in script else "last" in step.output
+
+
+def test_what_takes_too_long_is_ended_with_all_that_it_started() -> None:
+    code = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    step = gpu_check.run_step("x", [sys.executable, "-c", code], 3)
+    assert step.ok is False and step.said.startswith("took more than 3 s; its last words: ")
+    pid = int(step.output)
+    for _ in range(100):
+        if not running(pid):
+            break
+        time.sleep(0.1)
+    assert not running(pid)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_an_op_that_stops_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(case: OpCase, *_: Any) -> OpRow:
+        if case.op == "large":
+            raise torch.OutOfMemoryError("no memory")
+        return refuse() if case.op == "broken" else replace(ROW, op=case.op)
+
+    cases = [OpCase(name, "w", 1, 1.0, lambda: print) for name in ("a", "broken", "large", "b")]
+    monkeypatch.setattr("flexidepth_ext.cuda_ops.cuda_ops", lambda: None)
+    monkeypatch.setattr(gpu_check, "op_cases", lambda *_: cases)
+    monkeypatch.setattr(gpu_check, "layer_cases", lambda *_: [])
+    monkeypatch.setattr(
+        gpu_check, "router_case", lambda *_: OpCase("c", "w", 1, 1.0, lambda: print)
+    )
+    monkeypatch.setattr(gpu_check, "time_case", timed)
+    found: list[OpRow] = []
+    saved: list[int] = []
+    ok, said = gpu_check.time_ops(
+        gpu_check.SMOLLM2, 1e12, [1], found, lambda: saved.append(len(found))
+    )
+    assert [row.op for row in found] == ["a", "b", "c"] and saved == [1, 1, 1, 2, 3] and not ok
+    assert said.startswith("3 timed; too large for the device's memory: large w, 1 rows; ")
+    assert "broken w, 1 rows, stopped: RuntimeError: no such / thing" in said
+
+
+def run_engine(**options: Any) -> tuple[list[EngineCheck], list[EngineReport]]:
+    checks, reports = list[EngineCheck](), list[EngineReport]()
+    runtime = SimpleNamespace(can_overlap=False, device=torch.device("cpu"))
+    engine_run.run(
+        ["tiny"],
+        1e9,
+        True,
+        lambda _: None,
+        checks,
+        reports,
+        lambda: None,
+        make_runtime=lambda: runtime,  # type: ignore[arg-type,return-value]
+        **options,
+    )
+    return checks, reports
+
+
+def test_an_exception_in_a_check_is_kept_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = iter([refuse, lambda: GOOD])
+    monkeypatch.setattr(engine_run, "check_engine", lambda *_: next(answers)())
+    monkeypatch.setattr(engine_run, "_time", lambda report, *_: report.left_out.append("seen"))
+    monkeypatch.setattr(engine_run, "time_peers", refuse)
+    checks, reports = run_engine(checked=["tiny"])
+    said = "stopped: RuntimeError: no such / thing"
+    assert [(check.dtype, check.said, check.ok) for check in checks] == [
+        ("bfloat16", said, False), ("bfloat16", "", True)
+    ]  # fmt: skip
+    assert [(r.persistent, r.left_out[0]) for r in reports] == [(False, "seen"), (True, "seen")]
+    assert reports[0].left_out[1] == f"peers: {said}"
+    report = Report("a device", "9.0", {}, "python x", checks=checks)
+    assert f"| tiny | bfloat16 | | | | | | | {said} | FAILED |" in markdown(report)
+    assert not report.ok
+
+
+def test_checks_are_told_whether_persistent_passes_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_run, "_time", lambda *_: None)
+    monkeypatch.setattr(engine_run, "time_peers", lambda *_, **__: [])
+    seen: list[bool] = []
+    monkeypatch.setattr(engine_run, "check_engine", lambda *a: seen.append(a[-1]) or GOOD)
+    for allowed in (True, False):
+        _, reports = run_engine(checked=["tiny"], persistent=allowed)
+        assert any(report.persistent for report in reports) is allowed
+    assert seen == [True, True, False, False]
+
+
+def test_an_engine_that_cannot_be_closed_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[None] = []
+
+    class Engine:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def close(self) -> None:
+            closed.append(None)
+            refuse()
+
+    monkeypatch.setattr(engine_run, "CudaEngine", Engine)
+    monkeypatch.setattr(engine_run, "random_weights", lambda *_: [])
+    monkeypatch.setattr(engine_run, "time_decode", lambda *_: ["a row"])
+    monkeypatch.setattr(engine_run, "time_prefetch", refuse)
+    monkeypatch.setattr(engine_run, "time_peers", lambda *_, **__: [])
+    _, reports = run_engine(checked=[], persistent=False, contexts=(8,), batches=(1,))
+    assert closed and reports[0].decode == ["a row"]
+    assert reports[0].said == "stopped: RuntimeError: no such / thing"
+
+
+@pytest.mark.parametrize("name", ["prompt_error", "token_error", "torch_error", "agreement"])
+def test_what_is_not_a_number_is_not_exact(name: str) -> None:
+    assert GOOD.ok and not replace(GOOD, **{name: float("nan")}).ok  # type: ignore[arg-type]
+
+
+def test_a_check_without_persistent_passes() -> None:
+    without = replace(GOOD, same_bits=None)
+    assert without.ok and not replace(GOOD, same_bits=False).ok
+    assert "| alike | left out |" in check_lines([without])[-1]
+
+
+def test_every_reader_takes_the_json(tmp_path: Path) -> None:
+    stopped = EngineCheck.stopped("tiny", torch.bfloat16, "stopped: x")
+    gpu_check.write_report(Report("x", "9.0", {}, "y", checks=[stopped]), tmp_path)
+    text = (tmp_path / "gpu_check.json").read_text()
+    assert "NaN" not in text and json.loads(text)["checks"][0]["prompt_error"] is None
+
+
+class NoModule:
+    """In place of the compiled module: nothing is computed."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: 0
+
+
+class Queued(TorchDispatchMode):
+    """Which of torch's ops run that are more than room or a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in ("empty", "new_empty", "empty_like", "slice", "detach", "alias"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_timed_but_the_op() -> None:
+    ops, shape = (
+        CudaOps(NoModule(), "cpu"),
+        Shape("tiny", 32, 48, 4, 2, 8, 70, 6, 16, 300),
+    )
+    cases = [
+        *op_cases(ops, shape, torch.bfloat16, "cpu", (1, 9)),
+        *layer_cases(ops, shape, torch.bfloat16, "cpu", (1, 3)),
+        router_case(ops, shape, "cpu"),
+    ]
+    for case in cases:
+        run = case.make()
+        with Queued() as queued:
+            run()
+        assert queued.names == [], (case.op, case.what)
