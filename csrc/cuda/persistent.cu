@@ -43,7 +43,9 @@ class Walk {
 
  private:
   static constexpr int kPairs = matvec_pairs(M);
-  static constexpr int kTokensAhead = M == 1 ? 1 : 2;  // two would not fit the registers
+  // Two would not fit the registers with one row, of which blocks leave room for three, or in
+  // float32.
+  static constexpr int kTokensAhead = M == 1 || sizeof(T) == 4 ? 1 : 2;
 
   __device__ const LayerWeights& layer() const { return state_.layers[index_ % 2]; }
   __device__ bool routed() const { return !args_.dense && layer().routed_index >= 0; }
