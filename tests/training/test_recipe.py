@@ -28,6 +28,21 @@ def test_the_papers_recipe_has_its_two_stages():
     assert find_recipe("paper").routing["gate"] == "multiplier"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "eval_steps", "looks"),
+    [(60 * 64, 1000, 10), (3 * 64, 1000, 1), (1000 * 64, 1000, 25), (1000 * 64, 7, 7)],
+)
+def test_a_steered_stage_is_looked_at_often_enough(tokens, eval_steps, looks):
+    stage = {"name": "s", "tokens": tokens, "target_layers_skipped": 2.0}
+    sizes = {"batch_size": 2, "gradient_accumulation": 1, "data": {"length": 32}}
+    recipe = Recipe.from_dict(
+        {**MINIMAL, **sizes, "stages": [stage, {"name": "free", "tokens": 64}]}
+        | {"eval_steps": eval_steps}
+    )
+    assert recipe.eval_steps_of(recipe.stages[0]) == looks
+    assert recipe.eval_steps_of(recipe.stages[1]) == eval_steps
+
+
 def test_paths_count_from_the_files_own_folder(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(
@@ -36,6 +51,26 @@ def test_paths_count_from_the_files_own_folder(tmp_path):
     recipe = find_recipe(str(path))
     assert recipe.data.train == [str(tmp_path / "a.jsonl"), "/abs/b.txt"]
     assert recipe.stages[0].tokens == 1000
+
+
+def test_a_stage_can_have_data_of_its_own(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "base_model: b\ndata: {train: [a], length: 64}\nstages:\n- {name: s, tokens: 10}\n"
+        "- {name: t, tokens: 10, data: {train: [c, /d], held_out: [h], loss_on: answers}}\n"
+    )
+    recipe = find_recipe(str(path))
+    first, own = recipe.stages
+    assert recipe.data_of(first) is recipe.data and recipe.data.train == [str(tmp_path / "a")]
+    data = recipe.data_of(own)
+    assert data.train == [str(tmp_path / "c"), "/d"] and data.held_out == [str(tmp_path / "h")]
+    assert (data.length, data.loss_on) == (2048, "answers")
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    changed = changed_recipe(recipe, train=["x"])
+    assert changed.data.train == ["x"] and changed.stages == recipe.stages
+    alone = Recipe.from_dict({**recipe.to_dict(), "stages": recipe.to_dict()["stages"][1:]})
+    with pytest.raises(ValueOutOfRangeError, match="train given, but every stage"):
+        changed_recipe(alone, train=["x"])
 
 
 @pytest.mark.parametrize(
@@ -61,6 +96,15 @@ def test_paths_count_from_the_files_own_folder(tmp_path):
         ({"batch_size": True}, "batch_size is True"),
         ({"data": {"train": "x"}}, "wanted a list"),
         ({"data": 3}, "keys and values"),
+        ({"stages": [{"name": "s", "tokens": 1, "data": 3}]}, "stage 0: data: wanted keys and val"),
+        (
+            {"stages": [{"name": "s", "tokens": 1, "data": {"lenght": 3}}]},
+            "stage 0: data: no key 'lenght'; did you mean 'length'",
+        ),
+        (
+            {"stages": [{"name": "s", "tokens": 1, "data": {"held_out": ["h"]}}]},
+            "stage 's' has data without train",
+        ),
     ],
 )
 def test_what_is_refused(change, message):

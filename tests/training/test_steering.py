@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -43,6 +45,78 @@ def test_penalty_stays_within_reach_of_its_start():
     assert controller.alpha == pytest.approx(1.0)
     with pytest.raises(ValueOutOfRangeError, match="penalty of 0"):
         PenaltyController(0, 4.0)
+
+
+class Routers:
+    """Logits of 15 gates that follow Adam's steps on a loss to skip and a penalty on what runs, like real ones."""
+
+    def __init__(self, steps: int, seed: int) -> None:
+        self.steps, self.generator = steps, torch.Generator().manual_seed(seed)
+        order = torch.randn(15, generator=self.generator)
+        self.bias = (2 + order).double()
+        tokens = 0.3 * torch.randn(60, 15, generator=self.generator)
+        self.tokens, self.costs = tokens.double(), (0.1 * order.exp()).double()
+        self.moments = [torch.zeros(15).double(), torch.zeros(15).double()]
+
+    def slopes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the loss and of the penalty [gates]; running gates learn from 5 % of the tokens."""
+        gates = torch.sigmoid(self.bias + self.tokens)
+        spread, run = gates * (1 - gates), gates > 0.5
+        drawn = run & (torch.rand(run.shape, generator=self.generator) < 0.05)
+        learn = (~run).double() + 4 * drawn
+        crowd = 1 + 0.15 * (~run).sum(1, keepdim=True)
+        loss = -(learn * self.costs * crowd * spread).mean(0)
+        return loss, (2 * gates.sum(1, keepdim=True) * spread).mean(0)
+
+    def step(self, number: int, alpha: float) -> float:
+        """Mean layers skipped, before the step."""
+        loss, penalty = self.slopes()
+        slope = loss + alpha * penalty
+        first, second = self.moments
+        first.mul_(0.9).add_(0.1 * slope)
+        second.mul_(0.95).add_(0.05 * slope**2)
+        rate = 0.15 * (1 + math.cos(math.pi * number / self.steps))
+        mean, size = first / (1 - 0.9**number), (second / (1 - 0.95**number)).sqrt()
+        skipped = self.skipped()
+        self.bias -= rate * mean / size.clamp(min=1e-12)
+        return skipped
+
+    def skipped(self) -> float:
+        return float((self.bias + self.tokens <= 0).sum(1).double().mean())
+
+
+def steered(steps: int, seed: int, *, balanced: bool) -> float:
+    """What a run with the target 4 skips at its end."""
+    routers, controller = Routers(steps, seed), PenaltyController(1e-4, 4.0)
+    if balanced:
+        loss, penalty = routers.slopes()
+        controller.begin(float(-loss.sum() / penalty.sum()))
+    for number in range(1, steps + 1):
+        controller.update(routers.step(number, controller.alpha))
+    return routers.skipped()
+
+
+@pytest.mark.parametrize(("steps", "within"), [(60, 1.0), (240, 0.5), (1500, 0.2)])
+def test_short_and_long_runs_meet_their_target_from_a_balanced_start(steps, within):
+    for seed in range(4):
+        assert steered(steps, seed, balanced=True) == pytest.approx(4.0, abs=within)
+
+
+def test_a_short_run_from_a_low_start_comes_too_late():
+    assert max(steered(60, seed, balanced=False) for seed in range(4)) < 3.0
+
+
+def test_a_state_keeps_the_start():
+    controller = PenaltyController(1e-4, target=4.0)
+    controller.begin(0.1)
+    again = PenaltyController(1e-4, target=4.0, gain=100.0)
+    again.load_state_dict(controller.state_dict())
+    again.update(0.0)
+    assert again.alpha == pytest.approx(1e3)  # as far from its start as it may go
+    old = {name: value for name, value in controller.state_dict().items() if name != "start"}
+    again = PenaltyController(1e-4, target=4.0)
+    again.load_state_dict(old)
+    assert again.start == 1e-4 and again.alpha == pytest.approx(0.1)
 
 
 def test_budgets_find_their_offsets():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,13 @@ def claim(
     *,
     resume: bool,
     sequences: int,
-    text: str,
-    held_out: str | None = None,
+    marks: Mapping[str, str | None],
 ) -> None:
     """Take the output directory for this recipe.
 
     Args:
-        sequences: of an optimiser step, over all processes. text, held_out: text_mark of what trains and
-            of what is held out.
+        sequences: of an optimiser step, over all processes. marks: text_mark by what it is of: "text", which
+            trains, "held_out", and "text of STAGE" and "held_out of STAGE" of a stage with its own.
 
     Raises:
         SaveError: it holds a run and resume is off. ValueOutOfRangeError: it holds a run of another recipe or of
@@ -53,8 +53,7 @@ def claim(
     content = {
         "recipe": recipe.to_dict(),
         "sequences_per_step": sequences,
-        "text": text,
-        "held_out": held_out,
+        **marks,
     }
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +67,9 @@ def claim(
         )
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        old = _deciding(before)
+        # Keys that its version of the package did not have yet take their defaults.
+        started = Recipe.from_dict(before["recipe"]).to_dict()
+        old = _deciding({**before, "recipe": started})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueOutOfRangeError(
             f"training: {path} is no recipe of a run ({error!r}); choose another directory"
@@ -89,8 +90,15 @@ def _deciding(content: dict[str, Any]) -> dict[str, Any]:
     steered = any(stage["target_layers_skipped"] is not None for stage in recipe["stages"])
     free = (*_FREE, *(() if steered else _WATCHING), "data", "batch_size", "gradient_accumulation")
     kept = {key: value for key, value in recipe.items() if key not in free}
-    data = {f"data.{k}": v for k, v in recipe["data"].items() if k not in _FREE_DATA}
+    kept["stages"] = [{**stage, "data": _cut(stage["data"])} for stage in recipe["stages"]]
+    data = {f"data.{key}": value for key, value in (_cut(recipe["data"]) or {}).items()}
     told = {"sequences a step": content["sequences_per_step"], "text": content["text"]}
+    told |= {key: mark for key, mark in content.items() if key.startswith("text of ")}
     if steered:
-        told["held_out"] = content.get("held_out")
+        told |= {key: mark for key, mark in content.items() if key.startswith("held_out")}
     return {**kept, **data, **told}
+
+
+def _cut(data: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How text is cut, without its place."""
+    return data and {key: value for key, value in data.items() if key not in _FREE_DATA}

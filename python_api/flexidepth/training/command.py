@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from torch.utils.data import Subset
 
 from ..checkpoints import open_checkpoint
 from ..errors import ModelNotFoundError, ValueOutOfRangeError
-from .recipe import Recipe
-from .run import TrainingData, run_recipe
+from .processes import all_processes
+from .recipe import DataOptions, Recipe
+from .run import Notify, TrainingData, run_recipe
 from .settings import with_settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def changed_recipe(
 ) -> Recipe:
     """The recipe with the options of a command put in; None leaves a value as it is.
 
+    train, held_out and skip_broken are the recipe's: stages with data of their own keep it.
     target_layers_skipped goes to every stage that trains routers, where it takes the place of budgets.
     settings: single values by name, see training.settings; they are put in last.
     """
@@ -58,6 +60,10 @@ def changed_recipe(
         return {name: value for name, value in values.items() if value is not None}
 
     data = given(train=train, held_out=held_out, skip_broken=skip_broken)
+    if data and all(stage.data is not None for stage in recipe.stages):
+        raise ValueOutOfRangeError(
+            f"training: {', '.join(data)} given, but every stage of the recipe has data of its own; change it there"
+        )
     stages = recipe.stages
     if target_layers_skipped is not None:
         target = float(target_layers_skipped)
@@ -81,50 +87,75 @@ def train_recipe(
     output_dir: Path | str,
     *,
     resume: bool = False,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Notify | None = None,
 ) -> Path:
     """Prepare a recipe's data, train, and return the directory of the routing checkpoint.
 
+    Of several processes one on each machine prepares the data, and the main one alone speaks.
+
     Args:
-        notify: takes a line about what is being done.
+        notify: takes a line about what is being done; None = no such lines, and warnings where a run misses its
+            target.
     """
+    processes = all_processes()
+    say = notify if notify is not None and processes.is_main_process else _silent
     for stage in recipe.stages:
         if (steps := recipe.eval_steps_of(stage)) < recipe.eval_steps:
-            notify(
+            say(
                 f"stage {stage.name}: held-out text every {steps} steps, not {recipe.eval_steps}: by what it skips the "
                 f"penalty is steered to {stage.target_layers_skipped:g} layers"
             )
-    return run_recipe(recipe, output_dir, load_data(recipe, notify), resume=resume)
+    with processes.local_main_process_first():
+        data = load_data(recipe, say)
+    return run_recipe(recipe, output_dir, data, resume=resume, notify=notify)
 
 
-def load_data(recipe: Recipe, notify: Callable[[str], None]) -> TrainingData:
-    """A recipe's packed sequences. Without held-out text of its own, a share of the documents is held out."""
-    from .dataset import load_packed
-    from .packing import collate
+def _silent(_: str) -> None:
+    pass
 
-    if not recipe.data.train:
+
+def load_data(recipe: Recipe, notify: Notify) -> TrainingData:
+    """A recipe's packed sequences, and those of stages with data of their own.
+
+    Without held-out text of its own, a share of the documents is held out.
+    """
+    seen = any(stage.data is None for stage in recipe.stages)  # the recipe's own
+    if seen and not recipe.data.train:
         raise ValueOutOfRangeError("training: no text to train on; give --train or data.train")
     tokenizer = open_checkpoint(recipe.base_model).tokenizer()
     if tokenizer is None:
         raise ValueOutOfRangeError(
             f"training: {recipe.base_model} has no tokenizer, without which text cannot be read"
         )
-    own = bool(recipe.data.held_out)
+    stages = {
+        stage.name: _load(recipe, stage.data, tokenizer, notify)
+        for stage in recipe.stages
+        if stage.data is not None
+    }
+    first = _load(recipe, recipe.data, tokenizer, notify) if seen else stages[recipe.stages[0].name]
+    return dataclasses.replace(first, stages=stages)
+
+
+def _load(recipe: Recipe, data: DataOptions, tokenizer: Any, notify: Notify) -> TrainingData:
+    from .dataset import load_packed
+    from .packing import collate
+
+    own = bool(data.held_out)
 
     def packed(sources: list[str], split: str) -> PackedDataset:
         return load_packed(
             sources,
             tokenizer,
-            num_proc=recipe.data.num_proc,
+            num_proc=data.num_proc,
             notify=notify,
-            length=recipe.data.length,
-            loss_on=recipe.data.loss_on,
+            length=data.length,
+            loss_on=data.loss_on,
             seed=recipe.seed,
             split="all" if own else split,
-            skip_broken=recipe.data.skip_broken,
+            skip_broken=data.skip_broken,
         )
 
-    train = packed(recipe.data.train, "train")
-    held_out = packed(recipe.data.held_out or recipe.data.train, "held_out")
+    train = packed(data.train, "train")
+    held_out = packed(data.held_out or data.train, "held_out")
     shown = Subset(held_out, range(min(len(held_out), recipe.eval_sequences)))
     return TrainingData(train, shown, functools.partial(collate, document_ids=True))

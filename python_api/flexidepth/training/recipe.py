@@ -44,7 +44,8 @@ class Stage:
     target_layers_skipped: steers skip_penalty. budgets: trains at several targets at once instead, each
     sequence at one. exploration: share of running straight-through gates that are drawn to skip, to see what it
     costs; see layers._explore. seed: order of the text and what else is drawn, None = the recipe's; with another
-    one a later stage does not see first what an earlier one saw first.
+    one a later stage does not see first what an earlier one saw first. data: text of its own, all of it said anew,
+    None = the recipe's.
     """
 
     name: str
@@ -63,9 +64,15 @@ class Stage:
     budgets: list[float] | None = None
     exploration: float = 0.0
     seed: int | None = None
+    data: DataOptions | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "tokens", "learning_rate")
+        if self.data is not None and not self.data.train:
+            raise ValueOutOfRangeError(
+                f"recipe: stage {self.name!r} has data without train; name its text, or leave data out for the "
+                "recipe's"
+            )
         if self.seed is not None:
             _seed(f"recipe: stage {self.name!r}: seed", self.seed)
         if self.router_learning_rate is not None:
@@ -93,8 +100,10 @@ class Stage:
             )
 
 
-# Optimiser steps between two looks at held-out text where a target is steered by what that skips.
+# Optimiser steps between two looks at held-out text where a target is steered by what that skips, and looks in a
+# short run.
 MOST_STEERED_EVAL_STEPS = 25
+FEWEST_STEERED_LOOKS = 6
 
 
 @dataclass(frozen=True)
@@ -106,8 +115,8 @@ class Recipe:
     every token runs nearly every layer. estimator: of the multipliers' gradient, "exact" along the path taken, or
     "sparsemixer", which draws decisions. batch_size: sequences per device and forward pass.
     gradient_accumulation: passes per optimiser step. eval_steps: optimiser steps between two looks at held-out text;
-    at most MOST_STEERED_EVAL_STEPS count in a stage with target_layers_skipped. precision: "auto" (bfloat16
-    where a GPU or the processor's AMX has it), "bf16" or "float32".
+    at most MOST_STEERED_EVAL_STEPS count in a stage with target_layers_skipped, fewer in a short one. precision:
+    "auto" (bfloat16 where a GPU or the processor's AMX has it), "bf16" or "float32".
     """
 
     base_model: str
@@ -151,11 +160,18 @@ class Recipe:
         _positive(self, "eval_steps", "eval_sequences", "max_grad_norm")
         _seed("recipe: seed", self.seed)
 
+    def data_of(self, stage: Stage) -> DataOptions:
+        """Where a stage's text comes from and how it is cut."""
+        return self.data if stage.data is None else stage.data
+
     def eval_steps_of(self, stage: Stage) -> int:
         """Optimiser steps between two looks at held-out text in a stage."""
         if stage.target_layers_skipped is None:
             return self.eval_steps
-        return min(self.eval_steps, MOST_STEERED_EVAL_STEPS)
+        sequences = self.batch_size * self.gradient_accumulation
+        steps = stage.tokens / (sequences * self.data_of(stage).length)
+        most = max(1, int(steps / FEWEST_STEERED_LOOKS))
+        return min(self.eval_steps, MOST_STEERED_EVAL_STEPS, most)
 
     @classmethod
     def read(cls, path: Path | str) -> Recipe:
@@ -183,9 +199,7 @@ class Recipe:
             raise ValueOutOfRangeError(f"{where}: stages must be a list, it is {stages!r}")
         data = values.pop("data", {})
         made = {
-            "stages": [
-                _make(Stage, stage, f"{where}: stage {i}") for i, stage in enumerate(stages)
-            ],
+            "stages": [_make_stage(stage, f"{where}: stage {i}") for i, stage in enumerate(stages)],
             "data": _make(DataOptions, data, f"{where}: data"),
         }
         return _make(cls, {**values, **made}, where)
@@ -197,16 +211,28 @@ class Recipe:
     def relative_to(self, folder: Path) -> Recipe:
         """The recipe with its data paths, and a start that lies there, taken from `folder`."""
 
-        def placed(sources: list[str]) -> list[str]:
-            return [str(folder / source) for source in sources]
+        def placed(data: DataOptions) -> DataOptions:
+            train, held_out = (
+                [str(folder / source) for source in sources]
+                for sources in (data.train, data.held_out)
+            )
+            return dataclasses.replace(data, train=train, held_out=held_out)
 
-        data = dataclasses.replace(
-            self.data, train=placed(self.data.train), held_out=placed(self.data.held_out)
-        )
+        stages = [
+            stage if stage.data is None else dataclasses.replace(stage, data=placed(stage.data))
+            for stage in self.stages
+        ]
         start = self.start
         if start is not None and (folder / start).exists():  # else the name of a model
             start = str(folder / start)
-        return dataclasses.replace(self, data=data, start=start)
+        return dataclasses.replace(self, data=placed(self.data), stages=stages, start=start)
+
+
+def _make_stage(content: Any, where: str) -> Stage:
+    values = dict(_mapping(content, where))
+    if values.get("data") is not None:
+        values["data"] = _make(DataOptions, values["data"], f"{where}: data")
+    return _make(Stage, values, where)
 
 
 def _make(kind: type[_T], content: Any, where: str) -> _T:

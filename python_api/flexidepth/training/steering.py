@@ -25,6 +25,7 @@ from ..errors import ValueOutOfRangeError
 
 _HELD_OUT_SHARE = 0.3
 _RANGE = 1e4  # how far alpha may leave its start, either way
+_STATE = ("start", "log_alpha", "mean", "apart")  # of a PenaltyController
 
 
 class PenaltyController:
@@ -34,15 +35,19 @@ class PenaltyController:
     `apart` how many layers more training text skips than held-out text, on which the target is to be met.
     """
 
-    def __init__(self, alpha: float, target: float, *, gain: float = 0.02, smoothing: float = 0.9):
+    def __init__(self, alpha: float, target: float, *, gain: float = 0.02, smoothing: float = 0.7):
         if not alpha > 0:
             raise ValueOutOfRangeError(
                 f"training: a skip penalty of {alpha} cannot be steered; give one above 0, 1e-4 for example"
             )
-        self.start, self.target, self.gain, self.smoothing = alpha, target, gain, smoothing
-        self.log_alpha = math.log(alpha)
+        self.target, self.gain, self.smoothing = target, gain, smoothing
+        self.begin(alpha)
         self.mean: float | None = None
         self.apart = 0.0
+
+    def begin(self, alpha: float) -> None:
+        """Start from this alpha, which it stays within reach of."""
+        self.start, self.log_alpha = alpha, math.log(alpha)
 
     @property
     def alpha(self) -> float:
@@ -64,13 +69,13 @@ class PenaltyController:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs."""
-        return {"log_alpha": self.log_alpha, "mean": self.mean, "apart": self.apart}
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a stored state."""
-        self.log_alpha, self.mean, self.apart = (
-            state[name] for name in ("log_alpha", "mean", "apart")
-        )
+        """Go on from a stored state; what an older one lacks stays as it is."""
+        for name in _STATE:
+            if name in state:
+                setattr(self, name, state[name])
 
 
 class BudgetController:

@@ -20,6 +20,7 @@ from ..errors import ValueOutOfRangeError
 from ..modeling import FlexiDepthForCausalLM
 from .metrics import RunningMetrics, rounded
 from .objective import Counts, GateSlopes, RoutingObjective, Weights
+from .penalty_start import balancing_penalty
 from .steering import BudgetController, PenaltyController
 
 Controller = PenaltyController | BudgetController
@@ -141,6 +142,17 @@ class RoutingTrainer(Trainer):  # type: ignore[misc]
         if isinstance(self.controller, PenaltyController):
             return Weights(self.weights.lm, self.weights.kl, self.controller.alpha)
         return self.weights
+
+    def start_penalty(self, batch: dict[str, Tensor]) -> None:
+        """Let a steered penalty start no lower than where it balances the rest of the loss, on this batch."""
+        if not isinstance(self.controller, PenaltyController):
+            return
+        alpha = torch.tensor(
+            balancing_penalty(self.network, batch, self.weights), dtype=torch.float64
+        )
+        if self.args.world_size > 1:  # one start for all processes
+            alpha = broadcast(alpha.to(self.args.device))
+        self.controller.begin(max(self.controller.start, float(alpha)))
 
     def steer(self) -> None:
         """After an optimiser step: the controller takes in what its tokens skipped."""
