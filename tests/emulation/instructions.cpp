@@ -5,25 +5,6 @@
 
 namespace flexidepth::cuda::dev {
 
-float shuffle_xor(float value, int lanes, Place place) {
-  struct Lane {
-    float value;
-    int mask;
-  } own{value, lanes};
-  emulation::warp_step(
-      &own,
-      [](void* const all[32]) {
-        float values[32];
-        for (int i = 0; i < 32; ++i) values[i] = static_cast<Lane*>(all[i])->value;
-        for (int i = 0; i < 32; ++i) {
-          auto* lane = static_cast<Lane*>(all[i]);
-          lane->value = values[i ^ lane->mask];
-        }
-      },
-      place);
-  return own.value;
-}
-
 float shuffle(float value, int lane, Place place) {
   struct Lane {
     float value;
@@ -41,6 +22,10 @@ float shuffle(float value, int lane, Place place) {
       },
       place);
   return own.value;
+}
+
+float shuffle_xor(float value, int lanes, Place place) {
+  return shuffle(value, thread() % 32 ^ lanes, place);
 }
 
 uint32_t ballot(bool value, Place place) {

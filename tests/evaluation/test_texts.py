@@ -84,7 +84,6 @@ def test_of_conversations_the_answers_count(tmp_path: Path) -> None:
     for i in range(10):
         assert said.count(f"number {i}</s>") == 1
     assert said.count("plain") == 1 and "what" not in said and "assistant" not in said
-    assert text_set.predictions < sum(counted for _, counted in tokens) + 1
 
 
 def test_questions_without_an_answer_are_not_measured(tmp_path: Path) -> None:
