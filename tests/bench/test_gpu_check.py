@@ -18,14 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from bench import gpu_check
-from bench.gpu import engine_run
+from bench.gpu import check_report, check_steps, engine_run
 from bench.gpu.cases import OpCase, Shape, op_cases, router_case
+from bench.gpu.check_report import Report, markdown
+from bench.gpu.check_steps import Step
 from bench.gpu.costs import CostRow
 from bench.gpu.engine_check import EngineCheck
 from bench.gpu.engine_report import EngineReport, check_lines
 from bench.gpu.layer_cases import layer_cases
 from bench.gpu.timing import OpRow
-from bench.gpu_check import Report, Step, markdown
 from bench.models import model_config
 from flexidepth_ext.cuda_ops import CudaOps
 
@@ -92,14 +93,14 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     for name, value in {
         "_check_device": lambda _: None,
         "describe_machine": dict,
-        "run_step": made.step,
         "copy_bandwidth": lambda: 2e12,
         "measure_costs": lambda _: [CostRow("read", "GB/s", 2e3, 1e3, 3e3)],
         "time_ops": made.time_ops,
     }.items():
         monkeypatch.setattr(gpu_check, name, value)
+    monkeypatch.setattr(check_steps, "run_step", made.step)
     monkeypatch.setattr(engine_run, "run", made.run_engine)
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: "/x/compute-sanitizer")
+    monkeypatch.setattr(check_steps.shutil, "which", lambda *_, **__: "/x/compute-sanitizer")
     return made
 
 
@@ -218,7 +219,7 @@ def test_it_is_written_as_results_come(machine: Machine, monkeypatch: pytest.Mon
     def names(what: str) -> list[str]:
         return [step["name"] for step in seen[what]["steps"]]
 
-    monkeypatch.setattr(gpu_check, "run_step", noted("", machine.step))
+    monkeypatch.setattr(check_steps, "run_step", noted("", machine.step))
     monkeypatch.setattr(gpu_check, "measure_costs", noted("costs", lambda _: []))
 
     monkeypatch.setattr(gpu_check, "copy_bandwidth", noted("bandwidth", lambda: 2e12))
@@ -300,11 +301,11 @@ def sanitizer(folder: Path, script: str) -> str:
 def test_a_sanitizer_that_cannot_is_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, ok: bool | None, said: str
 ) -> None:
-    monkeypatch.setattr(gpu_check, "_SANITIZER_SECONDS", 1 if "sleep" in script else 60)
-    monkeypatch.setattr(gpu_check, "_SANITIZERS", {"memcheck": "x"})
+    monkeypatch.setattr(check_steps, "_SANITIZER_SECONDS", 1 if "sleep" in script else 60)
+    monkeypatch.setattr(check_steps, "_SANITIZERS", {"memcheck": "x"})
     path = sanitizer(tmp_path, script)
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: path)
-    (step,) = gpu_check.sanitizer_steps()
+    monkeypatch.setattr(check_steps.shutil, "which", lambda *_, **__: path)
+    (step,) = check_steps.sanitizer_steps()
     assert step.ok is ok and said in step.said
     assert script.split("'")[1] in step.output if "'" in script else "last" in step.output
 
@@ -316,7 +317,7 @@ def test_what_takes_too_long_is_ended_with_all_that_it_started() -> None:
         "print(child.pid, flush=True)\n"
         "child.wait()\n"
     )
-    step = gpu_check.run_step("x", [sys.executable, "-c", code], 3)
+    step = check_steps.run_step("x", [sys.executable, "-c", code], 3)
     assert step.ok is False and step.said.startswith("took more than 3 s; its last words: ")
     pid = int(step.output)
     for _ in range(100):
@@ -438,7 +439,7 @@ def test_a_check_without_persistent_passes() -> None:
 
 def test_every_reader_takes_the_json(tmp_path: Path) -> None:
     stopped = EngineCheck.stopped("tiny", torch.bfloat16, "stopped: x")
-    gpu_check.write_report(Report("x", "9.0", {}, "y", checks=[stopped]), tmp_path)
+    check_report.write_report(Report("x", "9.0", {}, "y", checks=[stopped]), tmp_path)
     text = (tmp_path / "gpu_check.json").read_text()
     assert "NaN" not in text and json.loads(text)["checks"][0]["prompt_error"] is None
 

@@ -10,9 +10,9 @@ import torch
 
 from bench import gpu_check
 from bench.gpu import engine_check, engine_run, engine_timing
+from bench.gpu.check_report import Report, write_report
 from bench.gpu.costs import CostRow
 from bench.gpu.engine_report import EngineReport, engine_lines
-from bench.gpu_check import Report, write_report
 from bench.ideal import bytes_per_token, step_bytes
 from bench.models import model_config, random_weights, skip_masks
 from flexidepth.errors import OutOfMemoryError

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from bench import gpu_check
 from bench.gpu.cases import LLAMA_3_8B, OpCase, Shape, Target, op_cases, router_case
+from bench.gpu.check_report import Report, markdown
+from bench.gpu.check_steps import Step, run_step
 from bench.gpu.layer_cases import layer_cases
 from bench.gpu.timing import copies_of, time_case
-from bench.gpu_check import Report, Step, markdown, run_step
 
 TINY = Shape("tiny", 32, 48, 4, 2, 8, 70, 6, 16, 300)
 BANDWIDTH = 1e12
