@@ -1,4 +1,4 @@
-"""A run of test_run's recipe, started by torch.distributed.run with several processes.
+"""A run of the recipe of runs.py, started by torch.distributed.run with several processes.
 
 Arguments: folder of the base model, folder for the run.
 """
@@ -20,7 +20,7 @@ from flexidepth.training.packing import collate
 from flexidepth.training.recipe import Recipe
 from flexidepth.training.run import TrainingData
 
-from .test_run import ADAPTERS, BUDGETS, Sequences, recipe
+from .runs import ADAPTERS, BUDGETS, Sequences, recipe
 
 STAGES = ({**ADAPTERS, "fit_adapters": 64}, {**BUDGETS, "exploration": 0.0})
 RECORD = ".record"  # beside the run: who read the text, and what was said

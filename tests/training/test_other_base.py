@@ -17,7 +17,7 @@ from flexidepth.training.packing import collate
 from flexidepth.training.run import TrainingData, run_recipe
 from flexidepth.training.start import starting_model
 from tests.checkpoints.tiny import save_base
-from tests.training.test_run import ADAPTERS, Sequences, recipe
+from tests.training.runs import ADAPTERS, Sequences, recipe
 
 STAGE = {**ADAPTERS, "tokens": 128}
 

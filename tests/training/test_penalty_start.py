@@ -10,9 +10,7 @@ from flexidepth.training.penalty_start import balancing_penalty, missed_target
 from flexidepth.training.recipe import Stage
 from flexidepth.training.start import starting_model
 
-from .test_run import BUDGETS, base, data, recipe
-
-__all__ = ["base", "data"]  # fixtures
+from .runs import BUDGETS, recipe
 
 
 @pytest.mark.parametrize("gate", ["straight_through", "multiplier"])

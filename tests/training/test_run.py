@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from flexidepth.checkpoints import open_checkpoint, save_routing
@@ -27,106 +25,13 @@ from flexidepth.errors import (
 )
 from flexidepth.training import command
 from flexidepth.training import run as run_module
-from flexidepth.training.claim import claim
 from flexidepth.training.command import find_recipe
-from flexidepth.training.lock import run_lock
-from flexidepth.training.packing import collate
 from flexidepth.training.recipe import Recipe
 from flexidepth.training.run import TrainingData, run_recipe
 from flexidepth.training.start import half_precision, starting_model
 from flexidepth.training.trainer import RoutingTrainer, last_checkpoint
 
-LENGTH = 32
-
-
-class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Counting texts: each token follows from the one before."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.starts = torch.randint(0, 64, (count, 2), generator=generator)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        half = torch.arange(LENGTH // 2)
-        ids = torch.cat([(start + half) % 64 for start in self.starts[index]])
-        labels = ids.clone()
-        labels[[0, LENGTH // 2]] = -100
-        return {
-            "input_ids": ids,
-            "labels": labels,
-            "position_ids": half.repeat(2),
-            "document_ids": torch.arange(2).repeat_interleave(LENGTH // 2),
-        }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    path = tmp_path_factory.mktemp("base") / "model"
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def data() -> TrainingData:
-    def batch(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return collate(items, document_ids=True)
-
-    return TrainingData(Sequences(64, 1), Sequences(4, 2), batch)
-
-
-def recipe(base: Path, *stages: dict[str, Any], **changes: Any) -> Recipe:
-    values = {
-        "base_model": str(base),
-        "routing": {
-            "gate": "straight_through",
-            "router_reduction_factor": 4,
-            "adapter_reduction_factor": 4,
-        },
-        "gate_bias": 1.0,
-        "batch_size": 2,
-        "gradient_accumulation": 2,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "eval_steps": 4,
-        "precision": "float32",  # what "auto" means depends on the processor
-        "data": {"length": LENGTH},
-        "stages": list(stages),
-    }
-    return Recipe.from_dict({**values, **changes})
-
-
-ADAPTERS = {"name": "adapters", "tokens": 6 * 128, "learning_rate": 3e-3, "lm": 0.0, "adapter": 1.0}
-BUDGETS = {
-    "name": "budgets",
-    "tokens": 6 * 128,
-    "learning_rate": 3e-3,
-    "router_learning_rate": 1e-3,
-    "order_layers": True,
-    "lm": 0.0,
-    "kl": 1.0,
-    "budgets": [0.5, 1],
-    "exploration": 0.1,
-}
-
-
-def losses(folder: Path) -> list[float]:
-    rows = json.loads((folder / "log.json").read_text())["history"]
-    return [row["loss"] for row in rows if "loss" in row]
+from .runs import ADAPTERS, BUDGETS, LENGTH, Sequences, losses, recipe
 
 
 def test_two_stages_leave_a_routing_checkpoint(base, data, tmp_path):
@@ -305,160 +210,6 @@ def test_offsets_start_where_the_logits_of_trained_routers_are(base, data, tmp_p
     assert all(-42.0 < offset < -36.0 for offset in offsets) and offsets[0] <= offsets[1]
 
 
-def test_a_stage_with_a_seed_sees_the_text_in_another_order(base, data, tmp_path):
-    seen: list[int] = []
-
-    class Watched(Sequences):
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            seen.append(int(index))
-            return super().__getitem__(index)
-
-    watched = dataclasses.replace(data, train=Watched(64, 1), held_out=None)
-    stages = [{**ADAPTERS, "name": name} for name in ("one", "two", "three")]
-    stages[2]["seed"] = 1
-    run_recipe(recipe(base, *stages), tmp_path / "run", watched)
-    seen = seen[4:]  # the text is marked by those
-    of_one = len(seen) // 3
-    one, two, three = seen[:of_one], seen[of_one : 2 * of_one], seen[2 * of_one :]
-    assert one == two and one != three and len(set(three)) >= 24
-
-
-def test_a_stage_with_data_sees_its_own_text(base, data, tmp_path):
-    class Named(Sequences):
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            seen.append(self)
-            return super().__getitem__(index)
-
-    seen: list[Named] = []
-    shared, own, held_out = Named(64, 1), Named(64, 3), Named(4, 4)
-    text = {"train": ["own.jsonl"], "length": LENGTH // 2}
-    plan = recipe(base, ADAPTERS, {**ADAPTERS, "name": "own", "data": text})
-    both = dataclasses.replace(
-        data,
-        train=shared,
-        stages={"own": dataclasses.replace(data, train=own, held_out=held_out)},
-    )
-    run_recipe(plan, tmp_path / "run", both)
-    after_marks = seen[12:]  # of four sequences each
-    first = after_marks.index(own)
-    assert set(after_marks[:first]) == {shared} and set(after_marks[first:]) == {own, held_out}
-    logs = [losses(tmp_path / "run" / name) for name in ("adapters", "own")]
-    assert [len(log) for log in logs] == [6, 12]  # tokens are counted in its own sequences
-    for name, count in (("own", 63), ("moved", 64)):
-        other = dataclasses.replace(both.stages["own"], train=Sequences(count, 3))
-        changed = dataclasses.replace(both, stages={"own": other})
-        if name == "moved":
-            text["train"] = ["elsewhere.jsonl"]
-            moved = recipe(base, ADAPTERS, {**ADAPTERS, "name": "own", "data": text})
-            run_recipe(moved, tmp_path / "run", changed, resume=True)
-        else:
-            with pytest.raises(ValueOutOfRangeError, match="text of own was '64 sequences, "):
-                run_recipe(plan, tmp_path / "run", changed, resume=True)
-
-
-@pytest.mark.parametrize("every", [False, True])
-def test_text_is_read_for_each_stage(base, monkeypatch, every):
-    made: list[tuple[list[str], str, int]] = []
-
-    def packed(sources: list[str], _: Any, *, split: str, length: int, **__: Any) -> list[int]:
-        made.append((sources, split, length))
-        return [0] * 40
-
-    class Opened:
-        def tokenizer(self) -> object:
-            return object()
-
-    monkeypatch.setattr("flexidepth.training.dataset.load_packed", packed)
-    monkeypatch.setattr(command, "open_checkpoint", lambda _: Opened())
-    own = {"train": ["own"], "held_out": ["h"], "length": 8}
-    first = {**ADAPTERS, "data": {"train": ["first"]}} if every else ADAPTERS
-    plan = recipe(
-        base, first, {**BUDGETS, "data": own}, data={} if every else {"train": ["a"], "length": 16}
-    )
-    loaded = command.load_data(plan, lambda _: None)
-    assert (["own"], "all", 8) in made and (["h"], "all", 8) in made and len(made) == 4
-    if every:
-        assert (["first"], "held_out", 2048) in made and set(loaded.stages) == {
-            "adapters",
-            "budgets",
-        }
-    else:
-        assert (["a"], "train", 16) in made and set(loaded.stages) == {"budgets"}
-        assert loaded.of(plan.stages[0]) is loaded
-    assert loaded.of(plan.stages[1]) is loaded.stages["budgets"]
-    with pytest.raises(ValueOutOfRangeError, match="no text to train on"):
-        command.load_data(recipe(base, ADAPTERS, {**BUDGETS, "data": own}), lambda _: None)
-
-
-def test_another_recipe_is_refused(base, data, tmp_path):
-    run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
-    with pytest.raises(ValueOutOfRangeError, match="another recipe"):
-        run_recipe(recipe(base, ADAPTERS, seed=1), tmp_path / "run", data, resume=True)
-    for text in (Sequences(64, 5), Sequences(63, 1)):
-        with pytest.raises(ValueOutOfRangeError, match="text was '64 sequences, "):
-            other = dataclasses.replace(data, train=text)
-            run_recipe(recipe(base, ADAPTERS), tmp_path / "run", other, resume=True)
-
-
-def test_a_run_of_an_older_version_goes_on(base, data, tmp_path):
-    """Which knew fewer keys; they take their defaults, and others count still."""
-    plan = recipe(base, ADAPTERS)
-    first = run_recipe(plan, tmp_path / "run", data)
-    path = tmp_path / "run" / "recipe.json"
-    content = json.loads(path.read_text())
-    del content["recipe"]["estimator"], content["recipe"]["stages"][0]["seed"]
-    path.write_text(json.dumps(content))
-    assert run_recipe(plan, tmp_path / "run", data, resume=True) == first
-    for other in (
-        recipe(base, ADAPTERS, estimator="sparsemixer"),
-        recipe(base, {**ADAPTERS, "seed": 1}),
-    ):
-        with pytest.raises(ValueOutOfRangeError, match="another recipe"):
-            run_recipe(other, tmp_path / "run", data, resume=True)
-
-
-def test_a_folder_in_which_another_process_trains_is_refused(base, data, tmp_path):
-    plan = recipe(base, ADAPTERS)
-    with run_lock(tmp_path / "run"), pytest.raises(SaveError, match="another process is training"):
-        run_recipe(plan, tmp_path / "run", data, resume=True)
-    assert not (tmp_path / "run" / "recipe.json").exists()
-    with (
-        pytest.raises(ValueOutOfRangeError, match="budgets"),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        # Held while it trains, too, and let go of after an error.
-        patch.setattr(run_module, "starting_model", lambda plan: held(plan, tmp_path / "run"))
-        run_recipe(recipe(base, {**BUDGETS, "budgets": [5]}), tmp_path / "run", data)
-    with run_lock(tmp_path / "run"):
-        pass
-
-
-def held(plan: Recipe, folder: Path) -> Any:
-    with pytest.raises(SaveError, match="another process is training"):
-        run_lock(folder).__enter__()
-    return starting_model(plan)
-
-
-def test_a_missed_target_is_told_at_the_end_of_its_stage(base, data, tmp_path):
-    said: list[str] = []
-    run_recipe(recipe(base, STEERED), tmp_path / "told", data, notify=said.append)
-    assert len(said) == 1 and "held-out text skips" in said[0] and "budgets: [1]" in said[0]
-    with pytest.warns(UserWarning, match="target_layers_skipped is 1"):
-        run_recipe(recipe(base, STEERED), tmp_path / "warned", data)
-
-
-def test_a_steered_penalty_starts_balanced(base, data, tmp_path):
-    for name, own in (("balanced", 0.0), ("larger", 30.0)):
-        run_recipe(
-            recipe(base, {**STEERED, "skip_penalty": own}, save_steps=1), tmp_path / name, data
-        )
-    starts = [
-        json.loads((tmp_path / name / "s" / "checkpoint-1" / "steering.json").read_text())["start"]
-        for name in ("balanced", "larger")
-    ]
-    assert starts[0] > 1e-3 and starts[1] == 30.0
-
-
 def test_the_papers_start_is_near_the_base_model(base):
     ids = Sequences(8, 3)
     inputs = torch.stack([ids[i]["input_ids"][: LENGTH // 2] for i in range(8)])
@@ -473,16 +224,6 @@ def test_the_papers_start_is_near_the_base_model(base):
         found = starting_model(plan).eval()(inputs).logits.log_softmax(-1)
     apart = (wanted.exp() * (wanted - found)).sum(-1).mean()
     assert apart < 1e-3  # 5e-3 with a bias of 2
-
-
-def test_what_only_changes_speed_may_differ(base, data, tmp_path):
-    first = run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
-    other = recipe(base, ADAPTERS, batch_size=4, gradient_accumulation=1, save_steps=3)
-    assert run_recipe(other, tmp_path / "run", data, resume=True) == first
-    with pytest.raises(ValueOutOfRangeError, match="sequences a step was 4, is 8"):
-        run_recipe(
-            recipe(base, ADAPTERS, gradient_accumulation=4), tmp_path / "run", data, resume=True
-        )
 
 
 def test_killed_after_the_last_step(base, data, tmp_path, monkeypatch):
@@ -565,104 +306,6 @@ def test_out_of_memory_while_loading(base, data, tmp_path, monkeypatch):
         run_recipe(recipe(base, ADAPTERS), tmp_path / "run", data)
 
 
-def test_looking_at_held_out_text_changes_nothing(base, data, tmp_path):
-    """Training draws from the same generator as before, however often it is looked at."""
-    for steps in (1, 1000):
-        run_recipe(recipe(base, BUDGETS, eval_steps=steps), tmp_path / str(steps), data)
-    often, never = (losses(tmp_path / str(steps) / "budgets") for steps in (1, 1000))
-    assert often == never
-
-
-STEERED = {"name": "s", "tokens": 2 * 128, "lm": 1.0, "target_layers_skipped": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("change", "held_out", "message"),
-    [
-        ({"eval_steps": 2}, Sequences(4, 2), "eval_steps was 4, is 2"),
-        ({"eval_sequences": 3}, Sequences(4, 2), "eval_sequences was 16, is 3"),
-        ({}, Sequences(4, 3), "held_out was '4 sequences, "),
-    ],
-)
-def test_what_steers_a_target_may_not_differ(base, data, tmp_path, change, held_out, message):
-    run_recipe(recipe(base, STEERED), tmp_path / "run", data)
-    other = dataclasses.replace(data, held_out=held_out)
-    with pytest.raises(ValueOutOfRangeError, match=message):
-        run_recipe(recipe(base, STEERED, **change), tmp_path / "run", other, resume=True)
-    # Without a target it is looked at and no more.
-    first = run_recipe(recipe(base, ADAPTERS), tmp_path / "free", data)
-    again = run_recipe(recipe(base, ADAPTERS, **change), tmp_path / "free", other, resume=True)
-    assert again == first
-
-
-def test_a_recipe_is_on_disk_whole_or_not_at_all(base, data, tmp_path, monkeypatch):
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError("no space")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", full)
-        with pytest.raises(OSError, match="no space"):
-            claim(tmp_path, recipe(base, ADAPTERS), resume=False, sequences=4, marks={"text": "x"})
-    assert not (tmp_path / "recipe.json").exists()
-    claim(tmp_path, recipe(base, ADAPTERS), resume=False, sequences=4, marks={"text": "x"})
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
-
-
-def test_steering_goes_by_held_out_text(base, data, tmp_path):
-    stage = {"name": "s", "tokens": 128, "lm": 1.0, "target_layers_skipped": 1.0}
-    run_recipe(recipe(base, stage, save_steps=1), tmp_path / "run", data)
-    folder = tmp_path / "run" / "s"
-    state = json.loads((folder / "checkpoint-1" / "steering.json").read_text())
-    rows = json.loads((folder / "log.json").read_text())["history"]
-    found = next(row["eval_layers_skipped"] for row in rows if "eval_layers_skipped" in row)
-    assert state["apart"] == pytest.approx(0.3 * (state["mean"] - found), abs=1e-3)
-    assert state["apart"] != 0
-
-
-def test_a_target_is_met_on_held_out_text(base, data, tmp_path):
-    """Which skips less here than the training text, of sixteen tokens alone; the recipe would look at it too rarely."""
-
-    class Few(Sequences):
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            item = super().__getitem__(index)
-            return {**item, "input_ids": item["input_ids"] % 16}
-
-    stage = {
-        "name": "s",
-        "tokens": 200 * 128,
-        "learning_rate": 5e-3,
-        "final_learning_rate": 1.0,
-        "lm": 0.0,
-        "kl": 1.0,
-        "skip_penalty": 0.05,
-        "target_layers_skipped": 1.0,
-    }
-    plan = recipe(base, stage, eval_steps=1000, save_steps=1000)
-    run_recipe(plan, tmp_path, TrainingData(Few(64, 1), Sequences(8, 2), data.collate))
-    rows = json.loads((tmp_path / "s" / "log.json").read_text())["history"]
-    found = {r["step"]: r["eval_layers_skipped"] for r in rows if "eval_layers_skipped" in r}
-    assert list(found) == list(range(25, 201, 25))
-    assert found[200] == pytest.approx(1.0, abs=0.15)
-    trained = [r["layers_skipped"] for r in rows if "loss" in r][-25:]
-    assert sum(trained) / len(trained) > 1.3
-
-
-def test_steering_a_target_more_often_than_the_recipe_says_is_told(base, monkeypatch):
-    monkeypatch.setattr(command, "load_data", lambda *_: None)
-    monkeypatch.setattr(command, "run_recipe", lambda *_, **__: Path("result"))
-    said: list[str] = []
-    for plan in (recipe(base, STEERED, eval_steps=1000), recipe(base, BUDGETS, eval_steps=1000)):
-        command.train_recipe(plan, "run", notify=said.append)
-    assert len(said) == 1 and "stage s: held-out text every 1 steps, not 1000" in said[0]
-
-
-@pytest.mark.parametrize("target", [0, 2, 7.5])
-def test_a_target_that_cannot_be_met(base, data, tmp_path, target):
-    stage = {"name": "s", "tokens": 128, "target_layers_skipped": target}
-    with pytest.raises(ValueOutOfRangeError, match="between 0 and 2"):
-        run_recipe(recipe(base, stage), tmp_path / "run", data)
-
-
 def test_sparsemixer_and_checkpointing_are_options(base, data, tmp_path):
     plan = recipe(
         base,
@@ -710,13 +353,3 @@ def test_ablated_models_train(base, data, tmp_path, name):
     if name == "no_adapter":
         with pytest.raises(ValueOutOfRangeError, match="leave the stage out"):
             run_recipe(recipe(base, ADAPTERS, routing=routing), tmp_path / "other", data)
-
-
-def test_a_result_that_is_there_is_not_trained_again(base, data, tmp_path, monkeypatch):
-    plan = recipe(base, ADAPTERS)
-    result = run_recipe(plan, tmp_path / "run", data)
-    monkeypatch.setattr(run_module, "_run_stage", lambda *_: pytest.fail("trained again"))
-    assert run_recipe(plan, tmp_path / "run", data, resume=True) == result
-    shutil.rmtree(result)
-    with pytest.raises(pytest.fail.Exception):
-        run_recipe(plan, tmp_path / "run", data, resume=True)

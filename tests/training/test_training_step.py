@@ -11,9 +11,7 @@ from flexidepth.bench.training_step import NOT_TAKEN, Stopwatch, time_steps
 from flexidepth.layers import DecoderLayer
 from flexidepth.training import command
 
-from .test_run import BUDGETS, LENGTH, base, data, recipe
-
-__all__ = ["base", "data"]  # fixtures
+from .runs import BUDGETS, LENGTH, recipe
 
 
 def test_outer_names_stand_still(monkeypatch):
