@@ -404,6 +404,17 @@ def test_short_files_are_calibrated_on_themselves(make: Make, tmp_path: Path) ->
     assert row.skipped == pytest.approx(1, abs=0.02)
 
 
+def test_too_few_answers_behind_the_measured_part_calibrate_nothing(
+    make: Make, tmp_path: Path
+) -> None:
+    """Tokens enough, of which nearly all are questions."""
+    talks = [{"question": sentence(i, 9), "answer": "no"} for i in range(20)]
+    asked = write_lines(tmp_path / "asked.jsonl", talks)
+    result = evaluate(make(texts={"asked": asked}, methods=["random"], skipped=[1]))
+    (each,) = result.header["calibrated_each"]
+    assert each["source"].startswith("the measured text itself") and each["tokens"] < 50
+
+
 def test_each_subject_skips_as_many_layers_as_were_asked_of_it(
     make: Make, tmp_path: Path, tasks: Path
 ) -> None:
