@@ -114,6 +114,20 @@ def test_equal_logits_at_the_border_of_top_p_are_kept_in_order(ops):
     assert sorted(set(tokens.tolist())) == [0, 1, 2, 3, 4]
 
 
+def test_equal_logits_across_the_pieces_of_the_vocabulary(ops):
+    """Of 608 light tokens about 105 are kept, so that some pieces keep all, one a part and the others none of them, and
+    each has a heavy token behind its light ones."""
+    logits = torch.zeros(ROWS, 640)
+    logits[:, 19::20] = 2.0
+    seeds, positions = torch.arange(ROWS) - 30, torch.arange(ROWS)
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 0.4043, "min_p": 0.0}
+    want, _ = on_cpu(cpu_tokens, logits, seeds, positions, options)
+    got, _, _ = ops.sample(logits, seeds, positions, **options)
+    light, heavy = got[got % 20 != 19], got[got % 20 == 19]
+    assert torch.equal(got, want)
+    assert len(light) > 5 and int(light.max()) < 112 and len(heavy) > 5 and int(heavy.max()) > 112
+
+
 def test_faults(ops):
     logits = torch.randn(4, 9)
     logits[1, 4], logits[2], logits[3, 2] = float("nan"), float("-inf"), float("inf")
