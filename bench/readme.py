@@ -24,9 +24,11 @@ _MARKED = re.compile(r"(<!-- table (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOT
 _METHODS = {
     "flexidepth": "trained routers",
     "dial": "the dial, as asked by users",
+    "static-adapters": "the same layers for every token, with the trained adapters",
+    "random-adapters": "at random per token with the trained adapters",
     "shortgpt": "ShortGPT, lowest block influence of all layers",
     "shortgpt-routed": "ShortGPT of the routed layers alone",
-    "random": "at random per token",
+    "random": "at random per token, without adapters",
 }
 _SUBJECTS = {"chat": "conversations", "distilled": "the base model's own answers"}
 _MOST_SHOWN = 5  # numbers of layers skipped in a table of speeds
@@ -48,14 +50,14 @@ def tables(text: str, folder: Path) -> str:
 
 
 def quality_table(path: Path) -> str:
-    """Perplexity, times the base model's, at the layers really skipped: of trained routers, of the dial and of ShortGPT
-    all texts, of layers skipped at random prose."""
+    """Perplexity, times the base model's, at the layers really skipped: on all texts, of layers skipped at random on
+    prose."""
     rows = [row for row in _evaluation(path) if row["part"] == "text" and row["method"] != "base"]
     asked = sorted({row["asked"] for row in rows})
     cells = [["layers skipped, asked", *(f"{n:g}" for n in asked)]]
     for method, title in _METHODS.items():
         subjects = list(dict.fromkeys(r["subject"] for r in rows if r["method"] == method))
-        for i, subject in enumerate(subjects[:1] if method == "random" else subjects):
+        for i, subject in enumerate(subjects[:1] if method.startswith("random") else subjects):
             own = {r["asked"]: r for r in rows if (r["method"], r["subject"]) == (method, subject)}
             name = _SUBJECTS.get(subject, subject)
             texts = [_ratio(own.get(n), at=method in ("flexidepth", "dial")) for n in asked]

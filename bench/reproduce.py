@@ -74,8 +74,7 @@ def task_scores(out: Path, data: Path) -> Stage:
     command = [
         *("eval", MODEL, "--tasks", str(data / "questions")),
         *("--calibration", str(data / "held_out" / "prose.jsonl"), "--skipped", "1,2,3,4,6,8"),
-        *("--methods", "flexidepth,dial,random,shortgpt,shortgpt-routed", "--limit", "200"),
-        *("--per-kind", "0", "--answers", "0", "--output-dir", str(out)),
+        *("--limit", "200", "--per-kind", "0", "--answers", "0", "--output-dir", str(out)),
     ]
     return Stage("task scores", ["flexidepth", *command], out / "eval.md")
 

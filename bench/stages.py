@@ -89,8 +89,7 @@ def measure_quality(model: str, data: Path, out: Path) -> Stage:
     ]
     command = [
         *("eval", model, *texts, "--skipped", "1,2,3,4,6,8"),
-        *("--methods", "flexidepth,dial,random,shortgpt,shortgpt-routed", "--tokens", "4096"),
-        *("--answers", "16", "--max-new-tokens", "128", "--per-kind", "6"),
+        *("--tokens", "4096", "--answers", "16", "--max-new-tokens", "128", "--per-kind", "16"),
         *("--output-dir", str(out)),
     ]
     return Stage("quality", ["flexidepth", *command], out / "eval.md")

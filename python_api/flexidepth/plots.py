@@ -132,7 +132,7 @@ def quality_figure(result: dict[str, Any]) -> Any:
             _draw_quality(layers, own, lambda row: row["skipped"])
             _draw_quality(weights, own, lambda row: row["bytes_per_token"] / 1e6)
             weights.invert_xaxis()
-            layers.set_title(plain_text(f"{name}, {result['model']}"), fontsize=9)
+            layers.set_title(plain_text(name), fontsize=9)
             layers.set_xlabel(f"mean layers skipped per token (of {result['num_layers']})")
             weights.set_xlabel("MB of weights that a token reads")
             layers.set_ylabel("perplexity, times the base model's")

@@ -94,4 +94,5 @@ def test_ctrl_c_says_what_is_kept(
     assert result.exit_code == 130
     assert f"what was measured is kept in {tmp_path}" in result.stderr
     rows = json.loads((tmp_path / "eval.partial.json").read_text())["rows"]
-    assert {row["method"] for row in rows} == {"base", "flexidepth", "dial"}
+    routers = {"flexidepth", "dial", "static-adapters", "random-adapters"}
+    assert {row["method"] for row in rows} == {"base", *routers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 
@@ -51,12 +52,19 @@ def test_layers_by_kind_are_those_of_the_routing_reports(llm: FlexiDepth) -> Non
     assert use.answer_layers == pytest.approx(sum(answer) / len(answer))
     assert use.answer_layers == pytest.approx(1 + sum(use.run_rates))
     assert use.kind == "copy" and use.routing_layers == [1, 2, 3]
+    # Of answers with as many tokens each it is the textbook's standard error of a mean.
+    means = [sum(own) / len(own) for r in reports if (own := r.layers_used[r.prompt_length :])]
+    lengths = {len(r.layers_used) - r.prompt_length for r in reports}
+    assert len(lengths) == 1 and statistics.stdev(means) > 0
+    assert use.answer_stderr == pytest.approx(statistics.stdev(means) / math.sqrt(len(means)))
 
 
 def test_a_kind_that_skips_everything(llm: FlexiDepth) -> None:
     use = measure_kind(llm, "copy", PROMPTS, Point("flexidepth", 3, thresholds=[1.0, 1.0, 1.0]))
     assert use.prompt_layers == use.answer_layers == 1
-    assert use.run_rates == [0, 0, 0]
+    assert use.run_rates == [0, 0, 0] and use.answer_stderr == 0
+    alone = measure_kind(llm, "copy", PROMPTS[:1], Point("flexidepth", 1))
+    assert math.isnan(alone.answer_stderr)
 
 
 def test_prompts_of_every_kind_for_which_there_is_text() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -13,7 +13,14 @@ from flexidepth.base_model import base_model_of
 from flexidepth.checkpoints import Checkpoint
 from flexidepth.evaluation.ablation import without_adapters
 from flexidepth.evaluation.influence import block_influence
-from flexidepth.evaluation.points import base_point, dropping_points, random_points
+from flexidepth.evaluation.points import (
+    Point,
+    base_point,
+    dropping_points,
+    random_adapter_points,
+    random_points,
+)
+from flexidepth.evaluation.static_layers import greedy_order, skipping_order
 from flexidepth.evaluation.windows import trace_windows
 from flexidepth.loading import load_engine
 
@@ -84,6 +91,55 @@ def test_every_token_skips_exactly_so_many_of_the_routed_layers(
     (other,) = random_points([1], [1, 2, 3], ablated.config, seed=4, positions=300)
     assert torch.equal(again.force, points[0].force)  # type: ignore[arg-type]
     assert not torch.equal(other.force, points[0].force)  # type: ignore[arg-type]
+
+
+def test_draws_with_adapters_skip_as_many_and_nothing_else(
+    llm: FlexiDepth, windows: list[list[int]]
+) -> None:
+    nothing, one, other = (
+        *random_adapter_points([0, 1], 3, seed=3),
+        *random_adapter_points([1], 3, seed=4),
+    )
+    base = trace_windows(llm.engine, all_counted(windows), base_point())
+    found = [trace_windows(llm.engine, all_counted(windows), p) for p in (nothing, one, other)]
+    assert nothing.same_as_base and torch.equal(found[0].logprobs, base.logprobs)
+    assert [trace.skipped for trace in found] == [0, 1, 1]
+    assert not torch.equal(found[1].logprobs, found[2].logprobs)
+    assert one.arguments()["routing_seed"] == 3
+    answer = llm.generate("the cat", max_new_tokens=4, return_routing=True, **one.arguments())
+    assert answer.routing is not None and answer.routing.layers_used == [3] * len(
+        answer.routing.tokens
+    )
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 4])
+def test_layers_are_chosen_one_after_the_other(most: int) -> None:
+    """Alone 0 is the cheapest and 1 the next; but without 0 the layer 1 is dear."""
+    looked: list[list[int]] = []
+
+    def loss(skipped: Sequence[int]) -> float:
+        looked.append(list(skipped))
+        alone = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.9}
+        return 5 + sum(alone[n] for n in skipped) + (1.0 if {0, 1} <= set(skipped) else 0.0)
+
+    assert greedy_order(loss, range(4), most) == [0, 2, 3, 1][:most]
+    # What was dearer alone than the cheapest is now is not looked at again.
+    assert [0, 3] not in looked
+
+
+def test_static_layers_are_those_that_text_misses_least(
+    llm: FlexiDepth, windows: list[list[int]]
+) -> None:
+    text = all_counted(windows)
+
+    def loss(skipped: Sequence[int]) -> float:
+        kept = [layer for layer in (1, 2, 3) if layer not in skipped]
+        return -float(trace_windows(llm.engine, text, Point("x", 0, kept)).logprobs.mean())
+
+    alone = {layer: loss([layer]) for layer in (1, 2, 3)}
+    assert len(set(alone.values())) == 3
+    assert skipping_order(llm.engine, text, 1) == [min(alone, key=lambda layer: alone[layer])]
+    assert skipping_order(llm.engine, text, 3) == greedy_order(loss, (1, 2, 3), 3)
 
 
 @torch.no_grad()

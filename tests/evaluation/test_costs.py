@@ -20,6 +20,14 @@ def test_a_model_with_routers_reads_them_and_the_adapters_of_what_it_skips() -> 
     assert bytes_read("flexidepth", wide, 2) - bytes_read("flexidepth", config, 2) == 2 * more
 
 
+@pytest.mark.parametrize("method", ["static-adapters", "random-adapters"])
+def test_layers_chosen_before_need_adapters_and_no_routers(method: str) -> None:
+    config = tiny_config()
+    for skipped in (0, 2):
+        want = bytes_per_token(config, skipped, routers=False)
+        assert bytes_read(method, config, skipped) == want < bytes_per_token(config, skipped)
+
+
 @pytest.mark.parametrize("method", ["shortgpt", "shortgpt-routed"])
 def test_a_dropped_layer_is_not_read(method: str) -> None:
     config, smaller = tiny_config(), tiny_config(num_hidden_layers=2, routing_layers=[])

@@ -64,7 +64,7 @@ def test_a_panel_for_each_set_a_line_for_each_method(tmp_path: Path) -> None:
     assert by_weights["flexidepth"] == [[79.0, 1.5], [91.0, 1.2]]
     assert weights.xaxis_inverted()  # what is faster stands on the right
     assert prose.get_yscale() == code.get_yscale() == "log"
-    assert prose.get_title() == r"prose, a \$model\$"
+    assert prose.get_title() == "prose"
     assert save_figure(figure, tmp_path / "eval.png").stat().st_size > 1000
 
 

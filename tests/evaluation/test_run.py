@@ -153,6 +153,9 @@ def test_rows_fit_the_model(everything: tuple[EvalResult, Path, list[str]], mode
         *(("task", name) for name in ("letters", "words")),
         ("answers", ""),
     }
+    static = next(p for p in result.points if (p["method"], p["asked"]) == ("static-adapters", 2))
+    chosen = {(e["part"], e["subject"]): e["skipped"] for e in static["each"]}
+    assert set(chosen) == set(found) and all(len(skipped) == 2 for skipped in chosen.values())
     for each in found.values():
         assert each["calibration_skipped"] == pytest.approx(1, abs=0.02)
         assert len(each["thresholds"]) == 3
@@ -210,7 +213,8 @@ def test_tables_are_rectangles_of_the_rows(
     row = next(
         r for r in result.rows if isinstance(r, TextRow) and r.key[1:] == ("random", 2, "prose")
     )
-    assert overview.rows[3][3] == f"{row.ratio:.3f}"
+    own = next(cells for cells in overview.rows if cells[0] == "random")
+    assert own[3] == f"{row.ratio:.3f}"
 
 
 def test_prompts_come_from_every_set_of_conversations_in_turn(
@@ -504,7 +508,7 @@ def test_what_does_not_fit_the_model(make: Make, change: dict[str, Any], message
         ({"skipped": [-1]}, "wanted numbers of layers"),
         ({"skipped": ["1"]}, "wanted numbers of layers"),
         ({"skipped": [1, 1.0]}, "wanted each number once"),
-        ({"methods": ["laco"]}, r"methods \['laco'\]; wanted some of flexidepth, dial, random"),
+        ({"methods": ["laco"]}, r"methods \['laco'\]; wanted some of flexidepth, dial, static"),
         ({"also": {"random": "x"}}, "named 'random'; that name is taken"),
         ({"texts": {}}, "neither texts nor tasks"),
         ({"texts": {}, "tasks": Path("x")}, "no text to find thresholds on"),

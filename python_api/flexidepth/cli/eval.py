@@ -61,9 +61,9 @@ def evaluate_model(
         str,
         typer.Option(
             help="What to measure beside the base model: flexidepth finds thresholds on each set of texts, dial takes "
-            "the model's stored calibration."
+            "the model's stored calibration, the others skip as many layers without routers."
         ),
-    ] = "flexidepth,dial,random,shortgpt,shortgpt-routed",
+    ] = "flexidepth,dial,static-adapters,random-adapters,random,shortgpt,shortgpt-routed",
     also: Annotated[
         list[str] | None,
         typer.Option(help="NAME=MODEL: a further checkpoint of the same base; may be repeated."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..bench.ideal import bytes_per_token
 from ..config import FlexiDepthConfig, has_adapter
-from .points import BASE, RANDOM, SHORTGPT, SHORTGPT_ROUTED
+from .points import BASE, RANDOM, RANDOM_ADAPTERS, SHORTGPT, SHORTGPT_ROUTED, STATIC_ADAPTERS
 
 
 def bytes_read(
@@ -12,15 +12,17 @@ def bytes_read(
 ) -> float:
     """Bytes of weights that decoding one token reads, on an empty cache.
 
-    As in `flexidepth.bench.ideal`: a model with routers reads them, and the adapters of the layers it skips.
-    Layers skipped at random have neither, but compute keys and values; dropped ones are not read at all.
+    As in `flexidepth.bench.ideal`: a model with routers reads them, and the adapters of the layers it skips; layers
+    that are chosen before need no routers. Layers skipped at random without adapters compute keys and values; dropped
+    ones are not read at all.
 
     Args:
         method: "base", a baseline of METHODS, or anything else for a model with routers.
         config: of the model with its adapters (their width counts). skipped: layers a token skips in the mean.
     """
     dropped = method in (SHORTGPT, SHORTGPT_ROUTED)
-    routers = not dropped and method not in (BASE, RANDOM)
+    adapters = not dropped and method not in (BASE, RANDOM)
+    routers = adapters and method not in (STATIC_ADAPTERS, RANDOM_ADAPTERS)
     full, one_less = (
         bytes_per_token(config, number, weight_bytes=weight_bytes, routers=routers)
         for number in (0, 1)
@@ -29,7 +31,7 @@ def bytes_read(
     d = config.hidden_size
     if routers and config.ablations:
         return _ablated(config, float(full), skipped, weight_bytes)
-    if not routers:
+    if not adapters:
         saved += weight_bytes * 3 * d * config.adapter_dim
     if dropped:
         saved += weight_bytes * (2 * d * config.num_key_value_heads * config.head_dim + 2 * d)

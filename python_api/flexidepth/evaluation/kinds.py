@@ -25,13 +25,15 @@ class KindUse:
     """Layers used in the tasks of a kind.
 
     prompt_layers, answer_layers: layers that a token used in the mean (of all layers; NaN without a decoded
-    token). run_rates: share of the answers' tokens that ran each of `routing_layers`, [] without one.
+    token). answer_stderr: standard error of answer_layers, each answer's tokens taken as one draw (NaN of fewer than
+    two answers). run_rates: share of the answers' tokens that ran each of `routing_layers`, [] without one.
     prompt_tokens, answer_tokens: tokens counted.
     """
 
     kind: str
     prompt_layers: float
     answer_layers: float
+    answer_stderr: float
     run_rates: list[float]
     routing_layers: list[int]
     prompt_tokens: int
@@ -43,12 +45,14 @@ def measure_kind(llm: FlexiDepth, kind: str, prompts: Sequence[Messages], point:
     outputs = greedy_outputs(llm, prompts, point, MAX_NEW_TOKENS, return_routing=True)
     reports = [out.routing for out in outputs if out.routing is not None]
     prompt = torch.cat([report.ran[: report.prompt_length] for report in reports])
-    answer = torch.cat([report.ran[report.prompt_length :] for report in reports])
+    answers = [report.ran[report.prompt_length :] for report in reports]
+    answer = torch.cat(answers)
     always = llm.config.num_hidden_layers - llm.config.num_routed_layers
     return KindUse(
         kind,
         always + _mean_layers(prompt),
         always + _mean_layers(answer),
+        _standard_error([ran.sum(1).double() for ran in answers if len(ran)]),
         answer.float().mean(0).tolist() if len(answer) else [],
         list(llm.config.routing_layers),
         len(prompt),
@@ -59,6 +63,17 @@ def measure_kind(llm: FlexiDepth, kind: str, prompts: Sequence[Messages], point:
 def _mean_layers(ran: Tensor) -> float:
     """ran: uint8 [tokens, routed layers]."""
     return float(ran.sum(1).double().mean()) if len(ran) else float("nan")
+
+
+def _standard_error(answers: Sequence[Tensor]) -> float:
+    """Of the mean over all tokens (layers of each token, for each answer): a ratio of two sums over answers."""
+    if len(answers) < 2:
+        return float("nan")
+    mean = torch.cat(list(answers)).mean()
+    off = torch.stack([(layers - mean).sum() for layers in answers])
+    count = len(answers)
+    tokens = sum(map(len, answers))
+    return float((off.square().sum() * count / (count - 1)).sqrt() / tokens)
 
 
 def made_prompts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,11 +14,21 @@ from ..routing import ForcedRouting, ForceRouting, resolve_force_routing, skip_r
 
 FLEXIDEPTH = "flexidepth"
 DIAL = "dial"
+STATIC_ADAPTERS = "static-adapters"
+RANDOM_ADAPTERS = "random-adapters"
 RANDOM = "random"
 SHORTGPT = "shortgpt"
 SHORTGPT_ROUTED = "shortgpt-routed"
 BASE = "base"
-METHODS = (FLEXIDEPTH, DIAL, RANDOM, SHORTGPT, SHORTGPT_ROUTED)
+METHODS = (
+    FLEXIDEPTH,
+    DIAL,
+    STATIC_ADAPTERS,
+    RANDOM_ADAPTERS,
+    RANDOM,
+    SHORTGPT,
+    SHORTGPT_ROUTED,
+)
 Subject = tuple[str, str]  # part and name of what is measured, as in the keys of rows
 
 
@@ -28,8 +38,8 @@ class Point:
 
     method: of METHODS, "base", or the name of a further checkpoint. asked: layers a token is to skip in the
     mean. force, thresholds: as for `FlexiDepth.generate` (force_routing, skip_threshold). details: how it came
-    about, for the record. same_as_base: whether it computes what the base model does. each: thresholds of each
-    subject, where it has its own; None = the same for all.
+    about, for the record. same_as_base: whether it computes what the base model does. each: the point of each
+    subject, where it has its own; None = the same for all. seed: of a share of layers in force.
     """
 
     method: str
@@ -38,25 +48,27 @@ class Point:
     thresholds: list[float] | None = None
     details: dict[str, Any] = field(default_factory=dict)
     same_as_base: bool = False
-    each: Mapping[Subject, list[float]] | None = None
+    each: Mapping[Subject, Point] | None = None
+    seed: int = 0
 
     def at(self, subject: Subject) -> Point | None:
         """The point as it routes one subject; None where no thresholds skip so many layers of that."""
-        if self.each is None:
-            return self
-        own = self.each.get(subject)
-        return None if own is None else replace(self, thresholds=own, each=None)
+        return self if self.each is None else self.each.get(subject)
 
     def resolve(self, config: FlexiDepthConfig) -> tuple[ForcedRouting, Tensor | None]:
         """(routing, thresholds float32 [routed layers] or None) for the engine."""
         thresholds = None
         if self.thresholds is not None:
             thresholds = torch.tensor(self.thresholds, dtype=torch.float32)
-        return resolve_force_routing(self.force, config), thresholds
+        return resolve_force_routing(self.force, config, self.seed), thresholds
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of `FlexiDepth.generate`."""
-        return {"force_routing": self.force, "skip_threshold": self.thresholds, "routing_seed": 0}
+        return {
+            "force_routing": self.force,
+            "skip_threshold": self.thresholds,
+            "routing_seed": self.seed,
+        }
 
 
 def base_point() -> Point:
@@ -72,7 +84,7 @@ def random_points(
     seed: int,
     positions: int,
 ) -> list[Point]:
-    """Every token skips exactly so many of the `routed` layers, drawn by (seed, position).
+    """Every token skips exactly so many of the `routed` layers, drawn by (seed, position), with nothing in their place.
 
     Args:
         routed: the layers among which is drawn. ablated: configuration of `without_adapters`, which routes
@@ -86,6 +98,21 @@ def random_points(
             Point(RANDOM, number, mask, details={"seed": seed}, same_as_base=round(number) == 0)
         )
     return points
+
+
+def random_adapter_points(skipped: Sequence[float], num_routed: int, *, seed: int) -> list[Point]:
+    """The same draws, with the trained adapters in place of what is skipped; layers that run have weight 1."""
+    return [
+        Point(
+            RANDOM_ADAPTERS,
+            number,
+            number / num_routed if num_routed else "all",
+            details={"seed": seed},
+            same_as_base=number == 0,
+            seed=seed,
+        )
+        for number in skipped
+    ]
 
 
 def dropping_points(

@@ -132,7 +132,7 @@ def _answers_table(rows: Sequence[AnswersRow]) -> Table:
 def _kinds_table(rows: Sequence[KindRow]) -> Table:
     return Table(
         "layers used by kind of task",
-        ["method", "asked", "kind", "in prompts", "in answers", "answer tokens"],
+        ["method", "asked", "kind", "in prompts", "in answers", "±", "answer tokens"],
         [
             [
                 row.method,
@@ -140,6 +140,7 @@ def _kinds_table(rows: Sequence[KindRow]) -> Table:
                 row.subject,
                 f"{row.prompt_layers:.2f}",
                 f"{row.answer_layers:.2f}",
+                f"{row.answer_stderr:.2f}",
                 str(row.answer_tokens),
             ]
             for row in rows
@@ -206,6 +207,9 @@ def _notes() -> str:
         "Methods: `base`, every layer run; `flexidepth`, the model's own routing, its thresholds moved together on "
         "the logit scale until calibration text skips so many layers, for each set of texts and each task its own; "
         "`dial`, its stored calibration asked for so many, as users do, whatever the text; "
+        "`static-adapters`, the same routed layers skipped for every token, those without which that calibration text "
+        "does best (found one after the other), and `random-adapters`, that many of them drawn anew for each token, "
+        "both with the trained adapters; "
         "`random`, that many of the routed layers skipped at random by each token, no adapters; `shortgpt`, the layers "
         "of lowest block influence dropped for every token, no adapters, and `shortgpt-routed` the same among the "
         "routed layers.\n"

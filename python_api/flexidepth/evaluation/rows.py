@@ -89,6 +89,7 @@ class KindRow(Row):
 
     prompt_layers: float
     answer_layers: float
+    answer_stderr: float
     run_rates: list[float]
     routing_layers: list[int]
     prompt_tokens: int

@@ -26,15 +26,20 @@ from .points import (
     DIAL,
     FLEXIDEPTH,
     RANDOM,
+    RANDOM_ADAPTERS,
     SHORTGPT,
     SHORTGPT_ROUTED,
+    STATIC_ADAPTERS,
     Point,
+    Subject,
     base_point,
     dropping_points,
+    random_adapter_points,
     random_points,
 )
 from .record import Record
 from .rows import Row
+from .static_layers import static_points
 from .thresholds import dial_points, routed_points
 from .torch_engine import TorchEngine
 from .windows import Trace, trace_windows
@@ -120,11 +125,7 @@ def _measure_model(
     routed = checkpoint.config.num_routed_layers
     evaluated = method == FLEXIDEPTH
     wanted = not evaluated or FLEXIDEPTH in options.methods
-    asked = {
-        number: [(part, subject) for part, _, _, subject in missing]
-        for number in options.skipped
-        if number <= routed and (missing := measurer.missing(method, number))
-    }
+    asked = _missing(measurer, method, [n for n in options.skipped if n <= routed])
     kinds = measurer.data.kinds if wanted and routed and not checkpoint.config.ablations else {}
     if not (evaluated or asked or kinds):
         return
@@ -141,8 +142,8 @@ def _measure_model(
             measurer.prepare_base(llm, _all_points(options))
         _check_same_base(method, trace, measurer.base_reference)
         points = routed_points(method, llm, data, asked, measurer.notify) if wanted else []
-        if evaluated and DIAL in options.methods:
-            points += dial_points(checkpoint.config, options.skipped, measurer.notify)
+        if evaluated:
+            points += _other_points(llm, options, measurer)
         for point in points:
             measurer.measure(llm, point, checkpoint.config)
         if kinds:
@@ -152,6 +153,34 @@ def _measure_model(
                 measurer.measure_kinds(llm, own)
 
 
+def _missing(
+    measurer: Measurer, method: str, numbers: Sequence[float]
+) -> dict[float, list[Subject]]:
+    """{layers asked: what is yet to be measured there}."""
+    found = {n: [(part, name) for part, _, _, name in measurer.missing(method, n)] for n in numbers}
+    return {number: subjects for number, subjects in found.items() if subjects}
+
+
+def _other_points(llm: FlexiDepth, options: EvalOptions, measurer: Measurer) -> list[Point]:
+    """Other ways than its own to route the evaluated model."""
+    points: list[Point] = []
+    if DIAL in options.methods:
+        points += dial_points(llm.config, options.skipped, measurer.notify)
+    whole = _whole_numbers(options)
+    if STATIC_ADAPTERS in options.methods:
+        missing = _missing(measurer, STATIC_ADAPTERS, whole)
+        points += static_points(llm, measurer.data, missing, measurer.notify)
+    if RANDOM_ADAPTERS in options.methods:
+        routed = llm.config.num_routed_layers
+        points += random_adapter_points(whole, routed, seed=options.seed)
+    return points
+
+
+def _whole_numbers(options: EvalOptions) -> list[int]:
+    """What is asked of ways to route that skip as many layers of every token."""
+    return [round(n) for n in options.skipped if float(n).is_integer()]
+
+
 def _all_points(options: EvalOptions) -> list[tuple[str, float]]:
     """(method, layers asked) of whatever the options want."""
     return [(m, n) for m in (*options.methods, *options.also) for n in options.skipped]
@@ -159,8 +188,8 @@ def _all_points(options: EvalOptions) -> list[tuple[str, float]]:
 
 def _measure_baselines(checkpoint: Checkpoint, options: EvalOptions, measurer: Measurer) -> None:
     """Layers skipped at random and layers dropped; numbers of layers that are not whole are left out."""
-    whole = [n for n in options.skipped if float(n).is_integer()]
-    methods = [m for m in options.methods if m not in (FLEXIDEPTH, DIAL)]
+    whole = _whole_numbers(options)
+    methods = [m for m in options.methods if m in (RANDOM, SHORTGPT, SHORTGPT_ROUTED)]
     if not any(measurer.missing(method, n) for method in methods for n in whole):
         return
     influence: list[float] = []

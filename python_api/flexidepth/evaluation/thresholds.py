@@ -97,5 +97,5 @@ def _found_point(method: str, number: float, found: Mapping[Subject, Calibration
         }
         for (part, name), point in found.items()
     ]
-    thresholds = {subject: point.thresholds for subject, point in found.items()}
-    return Point(method, number, each=thresholds, details={"each": each})
+    own = {subject: Point(method, number, None, p.thresholds) for subject, p in found.items()}
+    return Point(method, number, each=own, details={"each": each})
