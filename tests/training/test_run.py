@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from flexidepth.errors import (
     UnsupportedError,
     ValueOutOfRangeError,
 )
-from flexidepth.training import command
+from flexidepth.training import command, processes
 from flexidepth.training import run as run_module
 from flexidepth.training.command import find_recipe
 from flexidepth.training.recipe import Recipe
@@ -338,6 +339,16 @@ def test_the_command_says_what_is_missing_and_how_to_go_on(monkeypatch, tmp_path
     result = CliRunner().invoke(app, [*arguments, "batch_size=7"])
     assert result.exit_code == 1 and "accelerate" in result.stderr
     assert 'pip install "flexidepth[train]"' in result.stderr
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_one_process_says_where_the_checkpoint_is(monkeypatch, tmp_path, main):
+    monkeypatch.setattr(command, "train_recipe", lambda *_, **__: tmp_path / "routing")
+    monkeypatch.setattr(processes, "all_processes", lambda: SimpleNamespace(is_main_process=main))
+    result = CliRunner().invoke(app, ["train", "smollm2-135m", "--output-dir", str(tmp_path)])
+    assert result.exit_code == 0
+    assert result.stdout == (f"{tmp_path / 'routing'}\n" if main else "")
+    assert ("flexidepth calibrate" in result.stderr) is main
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -61,6 +61,7 @@ def train(
 ) -> None:
     try:
         from ..training.command import changed_recipe, find_recipe, train_recipe
+        from ..training.processes import all_processes
     except ModuleNotFoundError as error:
         from ..errors import UnsupportedError
 
@@ -84,5 +85,6 @@ def train(
         if output_dir.is_dir():
             say(f"{output_dir} holds the last checkpoint; the same command with --resume goes on")
         raise
-    say(f"thresholds for numbers of layers skipped: flexidepth calibrate {result} --data TEXT")
-    print(result)
+    if all_processes().is_main_process:
+        say(f"thresholds for numbers of layers skipped: flexidepth calibrate {result} --data TEXT")
+        print(result)
