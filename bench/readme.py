@@ -1,41 +1,42 @@
-"""The README's tables, out of committed results: `python -m flexidepth.bench.readme [README.md] [--check]`.
+"""The tables of the pages, out of committed results: `python -m flexidepth.bench.readme [PAGE ...] [--check]`.
 
-A table stands between `<!-- table NAME: RESULT -->` and `<!-- end -->`; RESULT is a JSON file beside the README.
+A table stands between `<!-- table NAME: RESULT -->` and `<!-- end -->`; RESULT is a JSON file, its path
+from the page.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flexidepth.cli.common import command_errors, say
 from flexidepth.errors import CheckpointError, SaveError
 
-from .breakdown import table_rows
-from .results_file import LoadedResult, read_results
-from .rows import DECODE, DENSE, PROMPT, BenchRow
+from .quality_tables import bytes_table, quality_table, tasks_table, variant_tasks_table
+from .speed_tables import answers_table, breakdown_table, decode_table, prompt_table
 
-_MARKED = re.compile(r"(<!-- table (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_METHODS = {
-    "flexidepth": "trained routers",
-    "dial": "the dial, as asked by users",
-    "static-adapters": "the same layers for every token, with the trained adapters",
-    "random-adapters": "at random per token with the trained adapters",
-    "shortgpt": "ShortGPT, lowest block influence of all layers",
-    "shortgpt-routed": "ShortGPT of the routed layers alone",
-    "random": "at random per token, without adapters",
+PAGES = ("README.md", "docs/training.md", "python_api/flexidepth/pretrained/smollm2-135m/README.md")
+KINDS: dict[str, Callable[[Path], str]] = {
+    "quality": quality_table,
+    "tasks": tasks_table,
+    "bytes_prose": functools.partial(bytes_table, subject="prose"),
+    "bytes_answers": functools.partial(bytes_table, subject="distilled"),
+    "variant_tasks": variant_tasks_table,
+    "decode": decode_table,
+    "prompt": prompt_table,
+    "breakdown": breakdown_table,
+    "answers": answers_table,
 }
-_SUBJECTS = {"chat": "conversations", "distilled": "the base model's own answers"}
-_MOST_SHOWN = 5  # numbers of layers skipped in a table of speeds
+_MARKED = re.compile(r"(<!-- table (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def tables(text: str, folder: Path) -> str:
-    """The README with its tables made anew from the results in `folder`.
+    """A page with its tables made anew from the results in `folder`.
 
     CheckpointError where a table is of an unknown kind or its result cannot be read.
     """
@@ -49,260 +50,32 @@ def tables(text: str, folder: Path) -> str:
     return _MARKED.sub(made, text)
 
 
-def quality_table(path: Path) -> str:
-    """Perplexity, times the base model's, at the layers really skipped: on all texts, of layers skipped at random on
-    prose."""
-    rows = [row for row in _evaluation(path) if row["part"] == "text" and row["method"] != "base"]
-    asked = sorted({row["asked"] for row in rows})
-    cells = [["layers skipped, asked", *(f"{n:g}" for n in asked)]]
-    for method, title in _METHODS.items():
-        subjects = list(dict.fromkeys(r["subject"] for r in rows if r["method"] == method))
-        for i, subject in enumerate(subjects[:1] if method.startswith("random") else subjects):
-            own = {r["asked"]: r for r in rows if (r["method"], r["subject"]) == (method, subject)}
-            name = _SUBJECTS.get(subject, subject)
-            texts = [_ratio(own.get(n), at=method in ("flexidepth", "dial")) for n in asked]
-            cells.append([f"{title}: {name}" if i == 0 else name, *texts])
-    return _markdown(cells)
-
-
-def _ratio(row: dict[str, Any] | None, at: bool) -> str:
-    if row is None or row["ratio"] is None:
-        return "-"
-    ratio = format(
-        row["ratio"], ".2f" if row["ratio"] < 10 else ".1f" if row["ratio"] < 100 else ".0f"
-    )
-    return f"{ratio} at {row['skipped']:.1f}" if at else ratio
-
-
-def tasks_table(path: Path) -> str:
-    """Mean acc_norm of the sets of questions."""
-    rows = [row for row in _evaluation(path) if row["part"] == "task"]
-    asked = sorted({row["asked"] for row in rows})
-    cells = [["layers skipped, asked", *(f"{n:g}" for n in asked)]]
-    base = [row["acc_norm"] for row in rows if row["method"] == "base"]
-    for method, title in _METHODS.items():
-        if not any(row["method"] == method for row in rows):
-            continue
-        texts = []
-        for n in asked:
-            own = [r["acc_norm"] for r in rows if (r["method"], r["asked"]) == (method, n)]
-            own = own or (base if n == 0 and method == "flexidepth" else [])
-            texts.append(f"{100 * sum(own) / len(own):.1f}" if own else "")
-        cells.append([title.split(",")[0], *texts])
-    cells[1][1] += " %"
-    return _markdown(cells)
-
-
-def decode_table(path: Path) -> str:
-    """Tokens per second, speed over dense and what mere reads allow, for each thread count; what bytes allow."""
-    result = read_results(path)
-    columns = _columns(result, DECODE)
-    routed = max(sizes["routed_layers"] for sizes in result.models.values())
-    heading = [""]
-    for rows in columns:
-        threads = rows[0].threads
-        heading += [f"{threads} thread{'s' if threads != 1 else ''}, tok/s", "x dense", "by reads"]
-    cells = [[*heading, "by bytes"]]
-    for name in _shown(columns[0]):
-        found = [next((row for row in rows if row.name == name), None) for rows in columns]
-        texts = [
-            text
-            for row in found
-            for text in (
-                _number(row, "tps_median", ".1f"),
-                _number(row, "speedup", ".2f"),
-                _number(row, "ideal_reads", ".2f").strip("-"),
-            )
-        ]
-        cells.append([_named(found, routed), *texts, _number(found[0], "ideal", ".2f").strip("-")])
-    return "\n\n".join([_markdown(cells), _decode_summary(columns)])
-
-
-def _decode_summary(columns: Sequence[Sequence[BenchRow]]) -> str:
-    """How near to both ideals, how near to a mere read's rate, how much faster than each peer."""
-    sentences = []
-    for rows in columns:
-        threads = f"{rows[0].threads} thread{'s' if rows[0].threads != 1 else ''}"
-        shares = [row.of_ideal for row in rows if row.of_ideal is not None]
-        dense = next(row for row in rows if row.name == DENSE)
-        reads = [row.of_reads for row in rows if row.of_reads is not None]
-        work = [row.work_share for row in rows if row.work_share is not None]
-        by_reads = f"{min(reads):.2f} to {max(reads):.2f} of the ideal by reads, " if reads else ""
-        over = ", ".join(f"{ratio:.2f} x {name}" for name, ratio in dense.over_peers.items())
-        sentences.append(
-            f"On {threads}: {by_reads}{min(shares):.2f} to {max(shares):.2f} of that by bytes at {len(shares)} numbers "
-            f"of layers"
-            + (
-                f"; bytes come at {min(work):.0%} to {max(work):.0%} of a mere read's rate"
-                if work
-                else ""
-            )
-            + (f"; dense {over}." if over else ".")
-        )
-    return "\n".join(sentences)
-
-
-def prompt_table(path: Path) -> str:
-    """Tokens per second of prompts: a column for each thread count and length."""
-    result = read_results(path)
-    columns = _columns(result, PROMPT)
-    routed = max(sizes["routed_layers"] for sizes in result.models.values())
-    heading = [""]
-    for rows in columns:
-        threads = f"{rows[0].threads} thread{'s' if rows[0].threads != 1 else ''}"
-        heading += [f"{rows[0].test}, {threads}, tok/s", "x dense"]
-    cells = [[*heading, "ideal by arithmetic"]]
-    for name in dict.fromkeys(row.name for rows in columns for row in rows):
-        found = [next((row for row in rows if row.name == name), None) for rows in columns]
-        pairs = [
-            text
-            for row in found
-            for text in (_number(row, "tps_median", ",.0f"), _number(row, "speedup", ".2f"))
-        ]
-        cells.append([_named(found, routed), *pairs, _number(found[0], "ideal", ".2f").strip("-")])
-    return _markdown(cells)
-
-
-def breakdown_table(path: Path) -> str:
-    """Microseconds of a layer by part, and beside what its bytes alone would take; what that makes of a token."""
-    result = read_results(path)
-    if not result.breakdown:
-        raise CheckpointError(
-            "readme: the result has no breakdown; run the benchmark with --breakdown"
-        )
-    sentences = [_saved(found, result) for found in result.breakdown]
-    return "\n\n".join([_markdown(table_rows(result.breakdown)), "\n".join(sentences)])
-
-
-def answers_table(path: Path) -> str:
-    """In words: how near the answers are to float32, how fast a model loads, how much memory it takes."""
-    result = read_results(path)
-    accuracy = next(iter(result.accuracy.values()), None)
-    memory = next(iter(result.memory.values()), None)
-    if accuracy is None or memory is None:
-        raise CheckpointError(
-            "readme: the result lacks accuracy or memory; run the benchmark with --accuracy, and without --no-memory"
-        )
-    return (
-        f"Answers: root mean square error of the logits against float32 {accuracy['engine_dense_rmse']:.3f}, of "
-        f"transformers in the same type {accuracy['torch_rmse']:.3f}; the same first choice for "
-        f"{accuracy['top1_agreement']:.1%} of {accuracy['tokens']} tokens. Loading takes {memory['load_s']:.1f} s; "
-        f"peak memory is {memory['peak_over_weights_and_cache']:.2f} x weights and cache."
-    )
-
-
-def _saved(found: dict[str, Any], result: LoadedResult) -> str:
-    """What skipping every routed layer saves of a token, in all and by part."""
-    layers = {layer["layer"]: layer for layer in found["layers"]}
-    total = {name: sum(layer["parts"].values()) for name, layer in layers.items()}
-    count = layers["skipped"]["count"]
-    parts = {
-        "in the skipped layers": count * (total["run"] - total["skipped"]),
-        "in the LM head": found["head_ms"][0] - found["head_ms"][1],
-        "elsewhere": found["other_ms"][0] - found["other_ms"][1],
-    }
-    if "plain" in layers:
-        kept = total["plain"] - total["plain, others skipped"]
-        parts["in the layers that always run"] = layers["plain"]["count"] * kept
-    worth = count * (layers["run"]["by_bytes"] - layers["skipped"]["by_bytes"])
-    threads = found["threads"]
-    rows = {
-        row.skip_asked: row.ms_median
-        for row in result.rows
-        if (row.model, row.dtype, row.threads, row.batch, row.kind)
-        == (found["model"], found["dtype"], threads, 1, DECODE)
-        and row.test.endswith(f" d{found['depth']}")
-    }
-    measured = ""
-    if rows.get(0) is not None and rows.get(count) is not None:
-        measured = f" ({(rows[0] or 0.0) - (rows[count] or 0.0):.2f} in the table of decoding)"
-    return (
-        f"On {threads} thread{'s' if threads > 1 else ''} skipping all {count} saves {sum(parts.values()):.2f} ms of a "
-        f"token{measured}, where their bytes are worth {worth:.2f} at the dense pass's rate: "
-        + ", ".join(f"{value:.2f} {where}" for where, value in parts.items())
-        + "."
-    )
-
-
-def _columns(result: LoadedResult, kind: str) -> list[list[BenchRow]]:
-    """Groups of a kind, one sequence each; CheckpointError where there is none."""
-    groups: dict[tuple[Any, ...], list[BenchRow]] = {}
-    for row in result.rows:
-        if row.kind == kind and row.batch == 1 and row.ms_median is not None:
-            groups.setdefault(row.group, []).append(row)
-    if not groups:
-        raise CheckpointError(f"readme: the result has no rows of {kind}")
-    return list(groups.values())
-
-
-def _shown(rows: Sequence[BenchRow]) -> list[str]:
-    """Dense, some numbers of layers from the least to the most, peers."""
-    ours = [row.name for row in rows if row.skip_asked is not None]
-    wanted = min(_MOST_SHOWN, len(ours))
-    picked = [ours[round(i * (len(ours) - 1) / max(1, wanted - 1))] for i in range(wanted)]
-    return [DENSE, *picked, *(row.name for row in rows if row.peer)]
-
-
-def _named(rows: Sequence[BenchRow | None], routed: int) -> str:
-    row = next(row for row in rows if row is not None)
-    if row.peer:
-        return row.name
-    if row.skip_asked is None:
-        return "ours, dense"
-    if row.skip_asked == 0:
-        return "ours, every layer run"
-    return f"ours, {row.skip_asked:g} of {routed} routed layers skipped"
-
-
-def _number(row: BenchRow | None, field: str, spec: str) -> str:
-    value = None if row is None else getattr(row, field)
-    return "-" if value is None else format(value, spec)
-
-
-def _evaluation(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"readme: {path} is no evaluation: {error!r}") from error
-    return rows
-
-
-def _markdown(cells: Sequence[Sequence[str]]) -> str:
-    heading, *rows = cells
-    lines = [heading, ["---", *["--:"] * (len(heading) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-KINDS: dict[str, Callable[[Path], str]] = {
-    "quality": quality_table,
-    "tasks": tasks_table,
-    "decode": decode_table,
-    "prompt": prompt_table,
-    "breakdown": breakdown_table,
-    "answers": answers_table,
-}
-
-
 @command_errors
 def main(
-    readme: Annotated[Path, typer.Argument(help="The page with the tables.")] = Path("README.md"),
+    pages: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PAGE]...", help="Pages with tables.")
+    ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit code 1 if it differs.")
+        bool, typer.Option("--check", help="Write nothing; exit code 1 if one differs.")
     ] = False,
 ) -> None:
     """Make the tables anew."""
-    text = readme.read_text(encoding="utf-8")
-    made = tables(text, readme.resolve().parent)
-    if made == text:
-        say(f"{readme}: its tables are those of the results")
-    elif check:
+    wrong = []
+    for page in pages or map(Path, PAGES):
+        text = page.read_text(encoding="utf-8")
+        made = tables(text, page.resolve().parent)
+        if made == text:
+            say(f"{page}: its tables are those of the results")
+        elif check:
+            wrong.append(str(page))
+        else:
+            page.write_text(made, encoding="utf-8")
+            say(f"wrote {page}")
+    if wrong:
         raise SaveError(
-            f"readme: {readme} has tables that are not those of the results; `python -m flexidepth.bench.readme` "
-            "writes them"
+            f"readme: {', '.join(wrong)}: tables that are not those of the results; "
+            "`python -m flexidepth.bench.readme` writes them"
         )
-    else:
-        readme.write_text(made, encoding="utf-8")
-        say(f"wrote {readme}")
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from flexidepth.bench.breakdown import PARTS
-from flexidepth.bench.readme import (
-    KINDS,
-    breakdown_table,
-    decode_table,
-    prompt_table,
+from flexidepth.bench.quality_tables import (
+    bytes_table,
     quality_table,
-    tables,
     tasks_table,
+    variant_tasks_table,
 )
+from flexidepth.bench.readme import KINDS, PAGES, tables
 from flexidepth.bench.results_file import read_results
 from flexidepth.bench.rows import DENSE
+from flexidepth.bench.speed_tables import breakdown_table, decode_table, prompt_table
 from flexidepth.errors import CheckpointError
 
 from .rows import decode_row
@@ -28,10 +27,23 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 
 
-def test_tables_are_those_of_the_results() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert set(re.findall(r"<!-- table (\w+):", text)) <= set(KINDS)
-    assert tables(text, ROOT) == text, "python -m flexidepth.bench.readme writes them anew"
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_are_those_of_the_results(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    kinds = set(re.findall(r"<!-- table (\w+):", text))
+    assert kinds and kinds <= set(KINDS)
+    made = tables(text, (ROOT / page).parent)
+    assert made == text, "python -m flexidepth.bench.readme writes them anew"
+
+
+def test_every_page_with_tables_is_known() -> None:
+    found = [
+        page.relative_to(ROOT).as_posix()
+        for folder in (ROOT, ROOT / "docs", *(ROOT / "python_api/flexidepth/pretrained").iterdir())
+        for page in folder.glob("*.md")
+        if "<!-- table " in page.read_text(encoding="utf-8")
+    ]
+    assert sorted(found) == sorted(PAGES)
 
 
 def test_a_changed_figure_is_found() -> None:
@@ -65,6 +77,38 @@ def test_quality_shows_equal_counts_and_the_dial(tmp_path: Path) -> None:
     assert "| the dial, as asked by users: prose | 1.10 at 2.5 |" in text
     assert "all layers: prose | 2.00 |" in text
     assert "| the dial | 11.0 |" in tasks_table(tmp_path / "x.json")
+
+
+def test_variants_stand_side_by_side_at_their_bytes(tmp_path: Path) -> None:
+    rows = [
+        {"part": "text", "method": m, "asked": n, "subject": s, "ratio": r, "bytes_per_token": b}
+        for m, n, s, r, b in (
+            ("base", 0.0, "prose", 1.0, 269e6),
+            ("flexidepth", 1.0, "prose", 1.234, 264.6e6),
+            ("flexidepth", 2.0, "prose", 1.5, 259e6),
+            ("no adapter", 1.0, "prose", 12.34, 263e6),
+            ("no adapter", 1.0, "code", 7.0, 263e6),
+        )
+    ]
+    rows += [
+        {"part": "task", "method": m, "asked": n, "subject": s, "acc_norm": a}
+        for m, n, s, a in (
+            ("base", 0.0, "x", 0.5),
+            ("base", 0.0, "y", 0.3),
+            ("attention only", 1.0, "x", 0.4),
+            ("attention only", 1.0, "y", 0.2),
+        )
+    ]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
+    assert bytes_table(tmp_path / "x.json", "prose").splitlines()[::2] == [
+        "| layers to skip | 1 | 2 |",
+        "| whole (adapter ffn/8, last 15 layers) | 1.23 at 265 | 1.50 at 259 |",
+    ]
+    assert "| no adapter | 12.3 at 263 | - |" in bytes_table(tmp_path / "x.json", "prose")
+    assert variant_tasks_table(tmp_path / "x.json").splitlines()[::2] == [
+        "| layers to skip (base model: 40.0 %) | 1 |",
+        "| attention alone is skipped | 30.0 |",
+    ]
 
 
 def test_a_breakdown_says_where_time_is_saved(tmp_path: Path) -> None:
