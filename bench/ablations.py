@@ -22,6 +22,7 @@ VARIANTS: dict[str, list[str]] = {
     "linear router": ["routing.ablations=[linear_router]"],
     "no adapter": ["routing.ablations=[no_adapter]", _NO_FIT],
     "no skipped KV": ["routing.ablations=[no_skipped_kv]"],
+    "no skipped KV but the first": ["routing.ablations=[no_skipped_kv_but_first]"],
     "attention only": ["routing.ablations=[attention_only]", _NO_FIT],
     "feed-forward only": ["routing.ablations=[feed_forward_only]"],
     "adapter ffn/16": ["routing.adapter_reduction_factor=16"],

@@ -2,7 +2,8 @@
 
 `FlexiDepthConfig.ablations` holds any of these names; the trainable model obeys them, the engine does not.
 Several together make other methods: a linear router that skips attention alone and keeps no keys and values of
-skipped tokens is MindSkip's (arXiv 2410.13184), with a decision a token.
+skipped tokens is MindSkip's (arXiv 2410.13184), with a decision a token. Much of the attention goes to a text's first
+token (an attention sink, arXiv 2309.17453): no_skipped_kv_but_first tells what is lost with that from the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
-from .config import FlexiDepthConfig, has_adapter
+from .config import FlexiDepthConfig, has_adapter, keeps_skipped_kv
 from .errors import UnsupportedError
 from .layers import Decision, DecoderLayer, StepInputs, rows_of
 
@@ -46,12 +47,12 @@ class AblatedLayer(DecoderLayer):
     def forward(
         self, h: Tensor, step: StepInputs, threshold: Tensor, decision: Decision
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As DecoderLayer's; UnsupportedError for no_skipped_kv with a cache that keeps no decisions."""
-        forgets = self.routed and not decision.dense and "no_skipped_kv" in self.ablations
+        """As DecoderLayer's; UnsupportedError where keys and values are forgotten and a cache keeps no decisions."""
+        forgets = self.routed and not decision.dense and not keeps_skipped_kv(self.ablations)
         if forgets and step.cache is not None and not hasattr(step.cache, "update_ran"):
             raise UnsupportedError(
-                f"forward: a model with the ablation no_skipped_kv and a {type(step.cache).__name__}, which does not "
-                "keep which tokens skipped a layer; give use_cache=False"
+                f"forward: a model without keys and values of skipped tokens and a {type(step.cache).__name__}, which "
+                "does not keep which tokens skipped a layer; give use_cache=False"
             )
         return super().forward(h, step, threshold, decision)
 
@@ -123,10 +124,13 @@ class AblatedLayer(DecoderLayer):
 
     def _seen(self, step: StepInputs, run: Tensor) -> StepInputs:
         """Without keys and values of skipped tokens where they are ablated; a token still sees itself."""
-        if "no_skipped_kv" not in self.ablations:
+        if keeps_skipped_kv(self.ablations):
             return step
         tokens = run.shape[1]
         ran = run if step.cache is None else step.cache.update_ran(run, self.self_attn.layer)
         slots = torch.arange(ran.shape[1], device=run.device)
         own = slots[-tokens:, None] == slots
-        return replace(step, mask=step.mask & (ran[:, None, :] | own))
+        kept = ran[:, None, :] | own
+        if "no_skipped_kv_but_first" in self.ablations:
+            kept = kept | (slots == step.mask.int().argmax(-1, keepdim=True))
+        return replace(step, mask=step.mask & kept)

@@ -21,6 +21,11 @@ ABLATIONS = (
     "no_skipped_kv",
     "attention_only",
     "feed_forward_only",
+    "no_skipped_kv_but_first",
+)
+_EXCLUSIVE = (
+    {"attention_only", "feed_forward_only"},
+    {"no_skipped_kv", "no_skipped_kv_but_first"},
 )
 BASE_MODEL_TYPES = ("llama", "qwen2", "mistral")
 _ROUTING_FIELDS = (
@@ -68,7 +73,8 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         gate: "multiplier": feed-forward scaled by w, adapter by 1 - w; "straight_through": unscaled.
         router_thresholds: tau per routed layer, or one for all; a token runs a layer when w > tau.
         ablations: what is taken away, see flexidepth.ablations: "linear_router", "no_adapter", "no_skipped_kv"
-            (keys and values of skipped tokens), "attention_only" or "feed_forward_only" (what is skipped).
+            (keys and values of skipped tokens) or "no_skipped_kv_but_first" (but for a text's first token),
+            "attention_only" or "feed_forward_only" (what is skipped).
         calibration: points {"layers_skipped": mean a token, "thresholds": [tau per routed layer]}, as
             `flexidepth calibrate` measures them; skip_presets: {name: layers skipped} (flexidepth.dial).
 
@@ -271,10 +277,11 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
         _one_of("gate", self.gate, GATES, ValueOutOfRangeError)
         for name in self.ablations:
             _one_of("ablations' entry", name, ABLATIONS, ValueOutOfRangeError)
-        if {"attention_only", "feed_forward_only"} <= set(self.ablations):
-            raise ValueOutOfRangeError(
-                f"config: ablations are {self.ablations}; attention_only and feed_forward_only exclude each other"
-            )
+        for pair in _EXCLUSIVE:
+            if pair <= set(self.ablations):
+                raise ValueOutOfRangeError(
+                    f"config: ablations are {self.ablations}; {' and '.join(sorted(pair))} exclude each other"
+                )
         check_thresholds(self.router_thresholds, len(layers), layers)
         check_dial(self.calibration, self.skip_presets, layers)
 
@@ -326,6 +333,11 @@ class FlexiDepthConfig(PretrainedConfig):  # type: ignore[misc]
             pad_token_id=base.pad_token_id,
             **routing,
         )
+
+
+def keeps_skipped_kv(ablations: Collection[str]) -> bool:
+    """Whether a model with these ablations has keys and values of every token that skips a layer."""
+    return not {"no_skipped_kv", "no_skipped_kv_but_first"} & set(ablations)
 
 
 def has_adapter(ablations: Collection[str]) -> bool:

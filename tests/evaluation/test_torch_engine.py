@@ -57,7 +57,9 @@ def test_its_greedy_answers_are_the_engines(llm: FlexiDepth, model: Path, point:
 
 
 @pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("ablation", ["no_adapter", "no_skipped_kv", "attention_only"])
+@pytest.mark.parametrize(
+    "ablation", ["no_adapter", "no_skipped_kv", "no_skipped_kv_but_first", "attention_only"]
+)
 def test_tokens_behind_a_cache_are_those_of_a_whole_pass(
     tmp_path: Path, ablation: str, window: int | None
 ) -> None:

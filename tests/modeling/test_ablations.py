@@ -19,13 +19,22 @@ def ids(ids):
     return ids[:1]
 
 
+def seen(run, ablations):
+    """bool [1, tokens, tokens]: keys that are there, of tokens that begin with the sequence's first."""
+    own = torch.eye(run.shape[1], dtype=torch.bool)[None]
+    first = (torch.arange(run.shape[1]) == 0)[None, None]
+    if "no_skipped_kv" in ablations:
+        return run[:, None, :] | own
+    if "no_skipped_kv_but_first" in ablations:
+        return run[:, None, :] | own | first
+    return own | ~own
+
+
 def by_hand(layer, h, step, run, w, ablations):
     """The layer's output with everything computed and masks multiplied in."""
     x = layer.input_layernorm(h)
     keys, values = layer.self_attn.keys_values(x, step)
-    if "no_skipped_kv" in ablations:
-        own = torch.eye(run.shape[1], dtype=torch.bool)
-        step.mask = step.mask & (run[:, None, :] | own)
+    step.mask = step.mask & seen(run, ablations)
     taken = run.float()[..., None]
     attended = layer.self_attn(x, keys, values, step)
     if "attention_only" in ablations:
@@ -82,9 +91,8 @@ def test_straight_through_slope_is_the_difference_of_the_paths(ids, name):
     direction = torch.randn_like(out)
     (got,) = torch.autograd.grad((out * direction).sum(), gates)
     one, unit = torch.ones_like(gates), torch.ones_like(run)
-    if name == "no_skipped_kv":  # the others' keys stay as they are
-        step.mask = step.mask & (run[:, None, :] | torch.eye(run.shape[1], dtype=torch.bool))
-    plain = [other for other in [name] if other != "no_skipped_kv"]
+    step.mask = step.mask & seen(run, [name])  # the others' keys stay as they are
+    plain = [other for other in [name] if not other.startswith("no_skipped_kv")]
     with torch.no_grad():
         full = by_hand(layer, h, step, unit, one, plain)
         short = by_hand(layer, h, step, ~unit, 0 * one, plain)
@@ -114,6 +122,24 @@ def test_skipped_keys_are_forgotten_and_a_cache_is_refused(ids):
         model(ids, use_cache=True)
 
 
+@torch.no_grad()
+def test_the_first_token_that_is_kept_is_that_of_a_tokens_own_text(ids):
+    """Two packed texts: each sees its own first token, skipped or not, and of other skipped tokens none."""
+    model = tiny_model(
+        tiny_config(ablations=["no_skipped_kv_but_first"], routing_layers=[2], sliding_window=None)
+    )
+    layer, (_, step, *_), (_, _, run) = captured_layer(model, ids)
+    texts = torch.arange(40) // 20
+    mask = (texts[:, None] == texts) & torch.ones(40, 40, dtype=torch.bool).tril()
+    step.mask = mask[None]
+    nothing = torch.zeros_like(run)
+    got = layer._seen(step, nothing).mask[0]
+    want = torch.eye(40, dtype=torch.bool)
+    want[:20, 0] = True
+    want[20:, 20] = True
+    assert torch.equal(got, want)
+
+
 def test_checkpoints_hold_what_is_there_and_the_engine_refuses(tmp_path):
     names = ["linear_router", "no_adapter"]
     model = tiny_model(tiny_config(ablations=names))
@@ -137,6 +163,7 @@ def test_checkpoints_hold_what_is_there_and_the_engine_refuses(tmp_path):
     [
         (["linear_routers"], "did you mean 'linear_router'"),
         (["attention_only", "feed_forward_only"], "exclude each other"),
+        (["no_skipped_kv_but_first", "no_skipped_kv"], "exclude each other"),
     ],
 )
 def test_what_is_refused(names, message):

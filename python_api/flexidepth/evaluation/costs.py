@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..bench.ideal import bytes_per_token
-from ..config import FlexiDepthConfig, has_adapter
+from ..config import FlexiDepthConfig, has_adapter, keeps_skipped_kv
 from .points import BASE, RANDOM, RANDOM_ADAPTERS, SHORTGPT, SHORTGPT_ROUTED, STATIC_ADAPTERS
 
 
@@ -49,7 +49,7 @@ def _ablated(config: FlexiDepthConfig, full: float, skipped: float, weight_bytes
         saved += 3 * d * config.intermediate_size
     if has_adapter(ablations):
         saved -= 3 * d * config.adapter_dim
-    if "no_skipped_kv" in ablations:
+    if not keeps_skipped_kv(ablations):
         saved += 2 * d * config.num_key_value_heads * dim
     if "linear_router" in ablations:
         full -= 4 * config.num_routed_layers * d * (config.router_dim - 1)

@@ -12,7 +12,7 @@ class TorchCache:
     """Stands for an engine's cache: what each layer keeps of one sequence.
 
     keys, values: [heads, length, head_dim] of each layer; ran: bool [length] of each layer, whether a token ran it, []
-    as long as no layer has told (all but no_skipped_kv's do without).
+    as long as no layer has told (those that keep all keys and values do without).
     """
 
     def __init__(self, layers: int, max_length: int) -> None:
