@@ -47,7 +47,7 @@ def stages(out: Path, recipe: str, gsm8k: Path | None) -> list[Stage]:
         Stage("shipped form", [_SHIPPED_FORM, str(trained), str(routing)], routing),
         Stage(
             "calibration",
-            ["flexidepth", "calibrate", str(routing), *texts],
+            ["flexidepth", "calibrate", str(routing), *texts, "--default", "quality"],
             routing / ".calibrated",  # goes with what it is about
             marks=True,
         ),

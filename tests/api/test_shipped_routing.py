@@ -39,6 +39,12 @@ def test_what_is_shipped_is_small_and_whole() -> None:
     assert presets["quality"] < presets["balanced"] < presets["fast"]
 
 
+def test_where_nothing_is_asked_for_quality_holds(llm: FlexiDepth) -> None:
+    unasked = llm.score(TEXT)
+    assert torch.equal(unasked.logprobs, llm.score(TEXT, skip="quality").logprobs)
+    assert 28 - 1.5 < unasked.mean_layers_used < 30
+
+
 def test_the_name_alone_means_the_trained_routers(llm: FlexiDepth) -> None:
     assert llm.routers_trained
     assert not open_checkpoint(MODEL, seed=0).routers_trained

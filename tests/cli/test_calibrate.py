@@ -51,6 +51,8 @@ def test_a_routing_checkpoint_gets_its_dial(run: Command, routing: Path, data: P
     assert [row[0] for row in table[1:]] == ["0.50", "1.50", "2.25"]
     assert all(abs(float(row[0]) - float(row[1])) <= 0.0205 for row in table[1:])
     assert "presets: quality 2" in result.stderr
+    said = re.search(r"where nothing is asked for (\d\.\d\d) layers are skipped", result.stderr)
+    assert said is not None and 0 < float(said[1]) < 3
     after = contents(routing)
     assert after.keys() == before.keys()
     old, new = (json.loads(files["config.json"]) for files in (before, after))
@@ -66,6 +68,22 @@ def test_a_routing_checkpoint_gets_its_dial(run: Command, routing: Path, data: P
     facts = json.loads(run("inspect", routing, "--json").stdout)["routing"]
     assert facts["skip_presets"] == {"quality": 2.0}
     assert facts["calibrated_layers_skipped"] == [p["layers_skipped"] for p in points]
+
+
+def test_what_holds_where_nothing_is_asked_for(run: Command, routing: Path, data: Path) -> None:
+    calibrate = ("calibrate", routing, "--data", data, "--targets", "0.5,2.25", "-t", 1)
+    with survives(routing):
+        wrong = run(*calibrate, "--default", "fast")
+        assert wrong.exit_code == 1 and "no preset 'fast'; this model has: quality" in wrong.stderr
+    result = run(*calibrate, "--default", "quality")
+    assert result.exit_code == 0 and "where nothing is asked for: quality" in result.stderr
+    with FlexiDepth.from_pretrained(routing, dtype="float32", num_threads=1) as llm:
+        unasked, asked, other = (
+            llm.score(TEXT * 8, **how)
+            for how in ({}, {"skip": "quality"}, {"target_layers_skipped": 0.5})
+        )
+    assert torch.equal(unasked.logprobs, asked.logprobs)
+    assert unasked.mean_layers_used < other.mean_layers_used
 
 
 def test_several_files_give_as_much_each(

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _HELP = """Measure which thresholds skip how many layers, and keep them in the checkpoint.
 
 Afterwards generate and chat take --skip balanced or --target-layers-skipped 3.5 for this model. The text should
-be none that the routers were trained on; of conversations the answers are counted.
+be none that the routers were trained on; of conversations the answers are counted. What happens where nothing is
+asked for changes with --default alone.
 
 Example: flexidepth calibrate my-routing --data held-out.jsonl
 """
@@ -46,6 +47,12 @@ def calibrate(
             "are routed layers."
         ),
     ] = None,
+    default: Annotated[
+        str | None,
+        typer.Option(
+            help="A preset (quality, balanced, fast), which from now on holds where nothing is asked for."
+        ),
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of text to measure on.")] = 8192,
     length: Annotated[int, typer.Option(min=1, help="Most tokens of one sequence.")] = 1024,
     base_model: BaseModel = None,
@@ -54,6 +61,7 @@ def calibrate(
     prefer_hub: PreferHub = False,
 ) -> None:
     from ..checkpoints.config_file import check_changeable, update_config
+    from ..dial import calibrated_thresholds, preset_target
     from ..training import calibration
     from ..training.calibration_text import token_sequences
     from ..training.documents import read_documents
@@ -85,10 +93,21 @@ def calibrate(
             on_run=lambda offset, skipped: say(f"offset {offset:+.4f}: {skipped:.3f} layers"),
         )
         fields = found.config_fields(llm.config.skip_presets)
+        if default is not None:
+            points = fields["calibration"]
+            target = preset_target(points, fields["skip_presets"], default)
+            fields["router_thresholds"] = calibrated_thresholds(points, target)
     update_config(model, fields)
     print(_table(found))
     presets = ", ".join(f"{name} {target:g}" for name, target in fields["skip_presets"].items())
     say(f"measured on {found.tokens} tokens in {found.runs} runs; presets: {presets or 'none'}")
+    if default is None:
+        say(
+            f"where nothing is asked for {found.unasked:.2f} layers are skipped, as before; --default quality changes "
+            "that"
+        )
+    else:
+        say(f"where nothing is asked for: {default}")
 
 
 def _table(found: Calibration) -> str:

@@ -47,11 +47,13 @@ class CalibrationPoint:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Points ascending in layers skipped; tokens of text they were measured on; runs over it that it took."""
+    """Points ascending in layers skipped; tokens of text they were measured on; runs over it that it took; layers that
+    the configuration's own thresholds skip, which hold where nothing is asked for."""
 
     points: list[CalibrationPoint]
     tokens: int
     runs: int
+    unasked: float
 
     def config_fields(self, presets: Mapping[str, float] | None = None) -> dict[str, Any]:
         """`calibration` and `skip_presets` of FlexiDepthConfig.
@@ -122,7 +124,7 @@ def calibrate(
         with closing(_engine_of(model, dtype, num_threads)) as engine:
             search = _Search(engine, texts, masks, on_run)
             points = [search.find(target) for target in wanted]
-    return Calibration(points, search.tokens, len(search.trials))
+    return Calibration(points, search.tokens, len(search.trials), search.unasked())
 
 
 def calibrate_each(
@@ -180,6 +182,10 @@ class _Search:
             offset = self.guess(-_LIMIT, _LIMIT, share * self.engine.num_routed)
             if all(trial.offset != offset for trial in self.trials):
                 self.run(offset)
+
+    def unasked(self) -> float:
+        """Layers skipped under the thresholds that the search starts from."""
+        return next(trial.layers_skipped for trial in self.trials if trial.offset == 0)
 
     def copy(self) -> _Search:
         """One that goes its own way from the runs there are."""
