@@ -5,6 +5,7 @@ Greedy answers to prompts of several kinds, at each preset of the dial. Takes a 
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import typer
 
 from flexidepth.cli.common import command_errors, say
 from flexidepth.errors import ValueOutOfRangeError
+from flexidepth.evaluation.data import model_digest
 from flexidepth.llm import FlexiDepth
 
 from .recorded import FILE, RecordedSequence, Recording
@@ -75,9 +77,8 @@ def record(
             report = output.routing
             made[level].append(RecordedSequence(kind, report.prompt_length, report.ran.numpy()))
     config = llm.config
-    return Recording(
-        llm.source, config.num_hidden_layers, list(config.routing_layers), command, made
-    )
+    digest, routing_layers = model_digest(llm.source), list(config.routing_layers)
+    return Recording(llm.source, digest, config.num_hidden_layers, routing_layers, command, made)
 
 
 @command_errors
@@ -93,9 +94,7 @@ def main(
     command = shlex.join(["python", "-m", "flexidepth.bench.scaling.record", *sys.argv[1:]])
     with FlexiDepth.from_pretrained(model, notify=say) as llm:
         recording = record(llm, levels.split(","), max_new_tokens, command, say)
-    recording = Recording(
-        model, recording.num_layers, recording.routing_layers, command, recording.levels
-    )
+    recording = dataclasses.replace(recording, model=model)  # as it was called, not where it lies
     output.parent.mkdir(parents=True, exist_ok=True)
     recording.save(output)
     say(str(output))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from flexidepth.errors import CheckpointError
 from flexidepth.plain_json import json_text
 
-FORMAT = "flexidepth-recorded-routing-1"
+FORMAT = "flexidepth-recorded-routing-2"
 FILE = "routing.json"
 
 
@@ -33,9 +33,11 @@ class RecordedSequence:
 
 @dataclass(frozen=True)
 class Recording:
-    """levels: {what the dial was set to: sequences}; the model, how its layers are routed, what recorded them."""
+    """levels: {what the dial was set to: sequences}; the model and its sha256, how its layers are routed, what recorded
+    them."""
 
     model: str
+    sha256: str
     num_layers: int
     routing_layers: list[int]
     command: str
@@ -47,6 +49,7 @@ class Recording:
         content = {
             "format": FORMAT,
             "model": self.model,
+            "sha256": self.sha256,
             "num_layers": self.num_layers,
             "routing_layers": self.routing_layers,
             "command": self.command,
@@ -74,6 +77,7 @@ def read_recording(path: Path) -> Recording:
         routed = len(content["routing_layers"])
         return Recording(
             content["model"],
+            content["sha256"],
             content["num_layers"],
             content["routing_layers"],
             content["command"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,9 @@ class Dialled:
     """A model that takes a dial's settings for shares to skip."""
 
     routers_trained = True
-    source = "tiny"
 
     def __init__(self, llm: FlexiDepth) -> None:
-        self.llm, self.config = llm, llm.config
+        self.llm, self.config, self.source = llm, llm.config, llm.source
 
     def generate(self, prompt: Any, *, skip: str, **arguments: Any) -> Any:
         share = {"none": 0.0, "half": 0.5, "all": 1.0}[skip]
@@ -48,6 +48,7 @@ def test_decisions_of_every_prompt_at_every_setting(llm: FlexiDepth, tmp_path: P
     made.save(tmp_path / "routing.json")
     read = read_recording(tmp_path / "routing.json")
     assert read.routing_layers == list(llm.config.routing_layers) and read.num_layers == 4
+    assert read.sha256 == hashlib.sha256(Path(llm.source).read_bytes()).hexdigest()
     for level, share in (("none", 1.0), ("half", 0.5), ("all", 0.0)):
         assert [one.kind for one in read.levels[level]] == ["list", "copy"]
         for one, (_, text) in zip(read.levels[level], prompts, strict=True):

@@ -132,7 +132,7 @@ def recording(routed: int = 5) -> Recording:
     masks = random_masks(3, routed)
     sequences = [RecordedSequence("list", 2, mask) for mask in masks]
     levels = {"fast": sequences, "none": [RecordedSequence("copy", 0, masks[0][:0])]}
-    return Recording("some model", 9, list(range(9 - routed, 9)), "a command", levels)
+    return Recording("some model", "0f", 9, list(range(9 - routed, 9)), "a command", levels)
 
 
 @pytest.mark.parametrize("routed", [1, 4, 5, 15, 17])
