@@ -56,7 +56,7 @@ def _decode_summary(columns: Sequence[Sequence[BenchRow]]) -> str:
             f"On {threads}: {by_reads}{min(shares):.2f} to {max(shares):.2f} of that by bytes at {len(shares)} numbers "
             f"of layers"
             + (
-                f"; bytes come at {min(work):.0%} to {max(work):.0%} of a mere read's rate"
+                f"; it reads at {min(work):.0%} to {max(work):.0%} of the rate of a mere read"
                 if work
                 else ""
             )
