@@ -71,7 +71,7 @@ def test_the_test_command_of_the_readme_is_a_whole_setup() -> None:
     command = _block(MARKER)
     assert command == (
         "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e "
-        '".[test]" && .venv/bin/python -m pytest -q'
+        '".[test]" && .venv/bin/python -m pytest -q -n auto --dist loadfile'
     )
 
 
