@@ -1,4 +1,4 @@
-"""That pytest looks into every folder of tests: it passes over some names, "build" among them, unless told otherwise."""
+"""That pytest looks into every folder of tests: it passes over some names, "build" among them, unless told not to."""
 
 from __future__ import annotations
 
