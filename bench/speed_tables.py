@@ -32,7 +32,7 @@ def decode_table(path: Path) -> str:
             text
             for row in found
             for text in (
-                _number(row, "tps_median", ".1f"),
+                _rate(row, ".1f"),
                 _number(row, "speedup", ".2f"),
                 _number(row, "ideal_reads", ".2f").strip("-"),
             )
@@ -78,9 +78,7 @@ def prompt_table(path: Path) -> str:
     for name in dict.fromkeys(row.name for rows in columns for row in rows):
         found = [next((row for row in rows if row.name == name), None) for rows in columns]
         pairs = [
-            text
-            for row in found
-            for text in (_number(row, "tps_median", ",.0f"), _number(row, "speedup", ".2f"))
+            text for row in found for text in (_rate(row, ",.0f"), _number(row, "speedup", ".2f"))
         ]
         cells.append([_named(found, routed), *pairs, _number(found[0], "ideal", ".2f").strip("-")])
     return markdown_table(cells)
@@ -175,6 +173,12 @@ def _named(rows: Sequence[BenchRow | None], routed: int) -> str:
     if row.skip_asked == 0:
         return "ours, every layer run"
     return f"ours, {row.skip_asked:g} of {routed} routed layers skipped"
+
+
+def _rate(row: BenchRow | None, spec: str) -> str:
+    """Tokens per second, and whether they were noisy."""
+    text = _number(row, "tps_median", spec)
+    return f"{text} (noisy)" if row is not None and row.noisy else text
 
 
 def _number(row: BenchRow | None, field: str, spec: str) -> str:

@@ -63,6 +63,16 @@ def test_tables_of_speeds_hold_the_rows() -> None:
         assert "pp512, 1 thread, tok/s" in prompt_table(path)
 
 
+def test_noisy_rates_are_said_to_be() -> None:
+    path = ROOT / "bench/results/intel-xeon-amx-2-cores/bench.json"
+    noisy = {row.noisy for row in read_results(path).rows if row.batch == 1 and row.tps_median}
+    assert noisy == {True, False}
+    text = prompt_table(path) + decode_table(path)
+    for row in read_results(path).rows:
+        if row.kind == "prompt" and row.batch == 1 and row.tps_median is not None:
+            assert (f"{row.tps_median:,.0f} (noisy)" in text) is row.noisy
+
+
 def test_quality_shows_equal_counts_and_the_dial(tmp_path: Path) -> None:
     def row(part: str, method: str, skipped: float, value: float) -> dict[str, object]:
         figures = {"part": part, "method": method, "asked": 4.0, "subject": "prose"}
