@@ -23,7 +23,7 @@ _SUBJECTS = {"chat": "conversations", "distilled": "the base model's own answers
 _VARIANTS = {
     "flexidepth": "whole (adapter ffn/8, last 15 layers)",
     "no skipped KV": "no keys and values of skipped tokens",
-    "no skipped KV but the first": "the same, but for a text's first token",
+    "no skipped KV but the first": "no keys and values of skipped tokens but a text's first",
     "attention only": "attention alone is skipped",
     "feed-forward only": "feed-forward alone is skipped",
 }
