@@ -280,7 +280,7 @@ HANDED_ON = [
     *((CALIBRATE, *row) for row in CALIBRATION),
     *((TRAIN, *row) for row in TRAINING),
 ]
-# What changes the printing and not the work, or is read on the way; other tests look at the output.
+# What changes the printing or what is written and not the work, or is read on the way; other tests look at the output.
 PRINTING = {
     "generate": {"--stream", "--color"},
     "chat": {"--color"},
@@ -290,6 +290,7 @@ PRINTING = {
     "inspect": {"--json"},
     "doctor": {"--json"},
     "plot": {"--out", "--max-tokens"},
+    "calibrate": {"--default"},
     "make-prompts": {"--texts", "--overwrite"},
 }
 
