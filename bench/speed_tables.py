@@ -23,8 +23,7 @@ def decode_table(path: Path) -> str:
     routed = max(sizes["routed_layers"] for sizes in result.models.values())
     heading = [""]
     for rows in columns:
-        threads = rows[0].threads
-        heading += [f"{threads} thread{'s' if threads != 1 else ''}, tok/s", "x dense", "by reads"]
+        heading += [f"{_threads(rows[0].threads)}, tok/s", "x dense", "by reads"]
     cells = [[*heading, "by bytes"]]
     for name in _shown(columns[0]):
         found = [next((row for row in rows if row.name == name), None) for rows in columns]
@@ -45,13 +44,13 @@ def _decode_summary(columns: Sequence[Sequence[BenchRow]]) -> str:
     """How near to both ideals, how near to a mere read's rate, how much faster than each peer."""
     sentences = []
     for rows in columns:
-        threads = f"{rows[0].threads} thread{'s' if rows[0].threads != 1 else ''}"
         shares = [row.of_ideal for row in rows if row.of_ideal is not None]
         dense = next(row for row in rows if row.name == DENSE)
         reads = [row.of_reads for row in rows if row.of_reads is not None]
         work = [row.work_share for row in rows if row.work_share is not None]
         by_reads = f"{min(reads):.2f} to {max(reads):.2f} of the ideal by reads, " if reads else ""
         over = ", ".join(f"{ratio:.2f} x {name}" for name, ratio in dense.over_peers.items())
+        threads = _threads(rows[0].threads)
         sentences.append(
             f"On {threads}: {by_reads}{min(shares):.2f} to {max(shares):.2f} of that by bytes at {len(shares)} numbers "
             f"of layers"
@@ -72,8 +71,7 @@ def prompt_table(path: Path) -> str:
     routed = max(sizes["routed_layers"] for sizes in result.models.values())
     heading = [""]
     for rows in columns:
-        threads = f"{rows[0].threads} thread{'s' if rows[0].threads != 1 else ''}"
-        heading += [f"{rows[0].test}, {threads}, tok/s", "x dense"]
+        heading += [f"{rows[0].test}, {_threads(rows[0].threads)}, tok/s", "x dense"]
     cells = [[*heading, "ideal by arithmetic"]]
     for name in dict.fromkeys(row.name for rows in columns for row in rows):
         found = [next((row for row in rows if row.name == name), None) for rows in columns]
@@ -138,11 +136,15 @@ def _saved(found: dict[str, Any], result: LoadedResult) -> str:
     if rows.get(0) is not None and rows.get(count) is not None:
         measured = f" ({(rows[0] or 0.0) - (rows[count] or 0.0):.2f} in the table of decoding)"
     return (
-        f"On {threads} thread{'s' if threads > 1 else ''} skipping all {count} saves {sum(parts.values()):.2f} ms of a "
+        f"On {_threads(threads)} skipping all {count} saves {sum(parts.values()):.2f} ms of a "
         f"token{measured}, where their bytes are worth {worth:.2f} at the dense pass's rate: "
         + ", ".join(f"{value:.2f} {where}" for where, value in parts.items())
         + "."
     )
+
+
+def _threads(count: int | None) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
 
 
 def _columns(result: LoadedResult, kind: str) -> list[list[BenchRow]]:

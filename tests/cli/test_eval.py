@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flexidepth.evaluation import run as evaluation_run
+from flexidepth.evaluation.points import METHODS
 from tests.cli.conftest import Command
 from tests.evaluation.conftest import chat, model, prose, tasks  # noqa: F401  (fixtures)
 
@@ -77,6 +78,10 @@ def test_a_missing_file_is_one_line(run: Command, model: Path, tmp_path: Path) -
     assert result.exit_code == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: {tmp_path / 'none.jsonl'}: no such file or directory; wanted")
+
+
+def test_every_method_is_measured_unless_others_are_asked_for(run: Command) -> None:
+    assert ",".join(METHODS) in "".join(run("eval", "--help").stdout.replace("│", " ").split())
 
 
 def test_ctrl_c_says_what_is_kept(
