@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import pytest
 
 from flexidepth import FlexiDepth, open_checkpoint, save_checkpoint
 from flexidepth.checkpoints import Checkpoint
+from flexidepth.evaluation.options import EvalOptions
 from flexidepth.training.calibration_text import TokenSequence
 from tests.api.tokenizers import byte_tokenizer
 from tests.engine.conftest import tiny_config, tiny_model, weights_of
+
+Make = Callable[..., EvalOptions]
 
 WORDS = (
     *("the", "cat", "sat", "on", "a", "mat", "and", "saw"),
@@ -124,3 +127,27 @@ def windows() -> list[list[int]]:
     text = " ".join(sentence(i) for i in range(20))
     ids = list(tokenizer.encode(text))
     return [ids[:300], ids[300:400], ids[400:440]]
+
+
+@pytest.fixture
+def make(model: Path, prose: Path, chat: Path) -> Make:
+    """Options for a small run; arguments change them."""
+
+    def options(**changes: Any) -> EvalOptions:
+        values: dict[str, Any] = {
+            "model": str(model),
+            "texts": {"prose": prose, "chat": chat},
+            "skipped": [0, 1, 2],
+            "tokens": 200,
+            "window": 100,
+            "calibration_tokens": 200,
+            "limit": 6,
+            "answers": 2,
+            "max_new_tokens": 8,
+            "per_kind": 0,
+            "dtype": "float32",
+            "num_threads": 1,
+        }
+        return EvalOptions(**{**values, **changes})
+
+    return options

@@ -1,11 +1,10 @@
-"""A whole evaluation: every row, what is shared, what survives an interruption, what is written."""
+"""A whole evaluation: every row, its files, what it is compared with."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -15,41 +14,14 @@ import matplotlib.image
 import pytest
 
 from flexidepth import FlexiDepth
-from flexidepth.errors import SaveError, UnsupportedError, ValueOutOfRangeError
-from flexidepth.evaluation import EvalOptions, EvalResult, evaluate, measure
+from flexidepth.errors import ValueOutOfRangeError
+from flexidepth.evaluation import EvalOptions, EvalResult, evaluate
 from flexidepth.evaluation.data import read_data
 from flexidepth.evaluation.points import METHODS
-from flexidepth.evaluation.record import PARTIAL
 from flexidepth.evaluation.report import report_text
 from flexidepth.evaluation.rows import AnswersRow, KindRow, TaskRow, TextRow
 
-from .conftest import CALIBRATION, save_tiny, sentence, write_lines
-
-Make = Callable[..., EvalOptions]
-
-
-@pytest.fixture
-def make(model: Path, prose: Path, chat: Path) -> Make:
-    """Options for a small run; arguments change them."""
-
-    def options(**changes: Any) -> EvalOptions:
-        values: dict[str, Any] = {
-            "model": str(model),
-            "texts": {"prose": prose, "chat": chat},
-            "skipped": [0, 1, 2],
-            "tokens": 200,
-            "window": 100,
-            "calibration_tokens": 200,
-            "limit": 6,
-            "answers": 2,
-            "max_new_tokens": 8,
-            "per_kind": 0,
-            "dtype": "float32",
-            "num_threads": 1,
-        }
-        return EvalOptions(**{**values, **changes})
-
-    return options
+from .conftest import CALIBRATION, Make, save_tiny, sentence, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -283,109 +255,6 @@ def test_two_runs_are_equal(make: Make) -> None:
     assert repr(figures()) == repr(figures())  # NaN equals itself in text
 
 
-def test_an_interrupted_run_goes_on(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = evaluate(make())
-    trace, calls = measure.trace_windows, 0
-
-    def interrupted(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            raise KeyboardInterrupt
-        return trace(*arguments)
-
-    monkeypatch.setattr(measure, "trace_windows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(make(), output_dir=tmp_path)
-    kept = json.loads((tmp_path / PARTIAL).read_text())["rows"]
-    assert [path.name for path in tmp_path.iterdir()] == [PARTIAL] and 3 < len(kept) < 20
-    monkeypatch.setattr(measure, "trace_windows", trace)
-    said: list[str] = []
-    result = evaluate(make(num_threads=2), output_dir=tmp_path, notify=said.append)
-    assert said[0] == f"{len(kept)} rows of an interrupted run are kept"
-    assert not (tmp_path / PARTIAL).exists()
-
-    def figures(result: EvalResult) -> dict[Any, Any]:
-        return {r.key: repr({**r.to_dict(), "seconds": 0}) for r in result.rows}
-
-    assert figures(result) == figures(whole)
-    assert result.rows[0].seconds == kept[0]["seconds"]  # not measured again
-    assert len(result.points) == len(whole.points)
-
-
-def test_an_interrupted_run_compares_with_the_same_base_model(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted once only the ablated model is left, which is computed by another program than the others."""
-    ablated = save_tiny(tmp_path / "ablated", ablations=["no_adapter"], gate="straight_through")
-    options = make(also={"ablated": str(ablated)}, methods=["random"], skipped=[1, 2])
-    whole = evaluate(options)
-    add = measure.Record.add
-
-    def interrupted(record: Any, row: Any) -> None:
-        add(record, row)
-        if row.method == "ablated":
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(measure.Record, "add", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(options, output_dir=tmp_path / "out")
-    monkeypatch.setattr(measure.Record, "add", add)
-    told: list[Any] = []
-    trace, answer = measure.trace_windows, measure.answer_prompts
-
-    def traced(engine: Any, *rest: Any) -> Any:
-        told.append((type(engine).__name__, rest[-1].method))
-        return trace(engine, *rest)
-
-    def answered(llm: Any, *rest: Any) -> Any:
-        told.append((type(llm.engine).__name__, rest[1].method))
-        return answer(llm, *rest)
-
-    monkeypatch.setattr(measure, "trace_windows", traced)
-    monkeypatch.setattr(measure, "answer_prompts", answered)
-    result = evaluate(options, output_dir=tmp_path / "out")
-    computed = [engine for engine, method in told if method == "base"]
-    assert computed == ["Engine"] * 3  # two texts and the answers
-    figures, others = (
-        {r.key: repr({**r.to_dict(), "seconds": 0}) for r in made.rows} for made in (result, whole)
-    )
-    assert figures == others
-
-
-@pytest.mark.parametrize("change", [{"tokens": 150}, {"dtype": "bfloat16"}, {"seed": 1}])
-def test_rows_of_other_options_are_not_taken_but_kept(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
-) -> None:
-    options = make(methods=["random"], answers=0)
-    monkeypatch.setattr("flexidepth.evaluation.record.Record.discard", lambda _: None)
-    evaluate(options, output_dir=tmp_path)
-    before = (tmp_path / PARTIAL).read_bytes()
-    number = len(json.loads(before)["rows"])
-    said: list[str] = []
-    evaluate(make(methods=["random"], answers=0, **change), output_dir=tmp_path, notify=said.append)
-    (name,) = change
-    aside = tmp_path / "eval.partial.1.json"
-    other = f"is of a run with other {name}; its {number} rows are kept as {aside}"
-    assert said[0] == f"{tmp_path / PARTIAL} {other}"
-    assert aside.read_bytes() == before
-    evaluate(options, output_dir=tmp_path)
-    assert (tmp_path / "eval.partial.2.json").exists() and aside.read_bytes() == before
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"identity": 1}', "null", '{"identity": {}}'])
-def test_a_damaged_record_is_measured_anew(make: Make, tmp_path: Path, content: str) -> None:
-    (tmp_path / PARTIAL).write_text(content)
-    said: list[str] = []
-    options = make(methods=["random"], skipped=[1], answers=0)
-    result = evaluate(options, output_dir=tmp_path, notify=said.append)
-    assert len(result.rows) == 4
-    assert "is no record of a run" in said[0] and "eval.partial.1.json" in said[0]
-    assert (tmp_path / "eval.partial.1.json").read_text() == content
-
-
 def test_a_checkpoint_of_another_base_is_refused(make: Make, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", seed=5)
     with pytest.raises(ValueOutOfRangeError, match="'x' is of another base model"):
@@ -398,52 +267,6 @@ def test_a_further_checkpoint_with_fewer_routed_layers_gives_the_points_it_can(
     narrow = save_tiny(tmp_path / "narrow", routing_layers=[3])
     result = evaluate(make(texts={"prose": prose}, also={"narrow": str(narrow)}, methods=[]))
     assert [(r.method, r.asked) for r in result.rows] == [("base", 0), ("narrow", 0), ("narrow", 1)]
-
-
-def test_short_files_are_calibrated_on_themselves(make: Make, tmp_path: Path) -> None:
-    short = write_lines(tmp_path / "short.jsonl", [{"text": sentence(1, 30)}])
-    result = evaluate(make(texts={"short": short}, methods=["flexidepth"], skipped=[1]))
-    assert result.header["calibrated_on"].startswith("the measured text itself")
-    row = result.rows[-1]
-    assert row.skipped == pytest.approx(1, abs=0.02)
-
-
-def test_too_few_answers_behind_the_measured_part_calibrate_nothing(
-    make: Make, tmp_path: Path
-) -> None:
-    """Tokens enough, of which nearly all are questions."""
-    talks = [{"question": sentence(i, 9), "answer": "no"} for i in range(20)]
-    asked = write_lines(tmp_path / "asked.jsonl", talks)
-    result = evaluate(make(texts={"asked": asked}, methods=["random"], skipped=[1]))
-    (each,) = result.header["calibrated_each"]
-    assert each["source"].startswith("the measured text itself") and each["tokens"] < 50
-
-
-def test_each_subject_skips_as_many_layers_as_were_asked_of_it(
-    make: Make, tmp_path: Path, tasks: Path
-) -> None:
-    """Two texts of which one threshold skips unlike numbers; a task, whose questions are its calibration."""
-    low = write_lines(tmp_path / "low.jsonl", [{"text": "abcde" * 20} for _ in range(9)])
-    high = write_lines(tmp_path / "high.jsonl", [{"text": "VWXYZ" * 20} for _ in range(9)])
-    texts = {"low": low, "high": high}
-    options = make(texts=texts, tasks=tasks / "words.jsonl", limit=12, calibration_tokens=2000)
-    result = evaluate(options)
-    own = [r for r in result.rows if r.method == "flexidepth" and r.part != "answers" and r.asked]
-    assert len(own) == 6
-    for row in own:
-        assert row.skipped == pytest.approx(row.asked, abs=0.05)
-    point = next(p for p in result.points if (p["method"], p["asked"]) == ("flexidepth", 1))
-    offsets = {each["subject"]: each["offset"] for each in point["each"]}
-    assert abs(offsets["low"] - offsets["high"]) > 0.05
-
-
-def test_points_do_not_depend_on_each_other(make: Make, prose: Path) -> None:
-    def row(skipped: list[float]) -> str:
-        options = make(texts={"prose": prose}, methods=["flexidepth"], skipped=skipped)
-        rows = {r.key: r for r in evaluate(options).rows}
-        return repr({**rows["text", "flexidepth", 1.5, "prose"].to_dict(), "seconds": 0})
-
-    assert row([1.5]) == row([0.5, 1, 1.5, 2.5])
 
 
 def test_the_dial_is_the_stored_calibration(
@@ -463,96 +286,3 @@ def test_the_dial_is_the_stored_calibration(
     points = {p["asked"]: p["thresholds"] for p in result.points if p["method"] == "dial"}
     assert points[1] == CALIBRATION[1]["thresholds"]
     assert CALIBRATION[1]["thresholds"] < points[2] < CALIBRATION[2]["thresholds"]
-
-
-def test_a_dial_that_is_not_there_or_ends_before_is_said_and_left_out(
-    make: Make, prose: Path, tmp_path: Path
-) -> None:
-    said: list[str] = []
-    options = make(texts={"prose": prose}, methods=["dial"], skipped=[2.5, 3])
-    result = evaluate(options, notify=said.append)
-    assert [(r.method, r.asked) for r in result.rows] == [("base", 0), ("dial", 2.5)]
-    assert any("dial: target_layers_skipped: 3" in line and "left out" in line for line in said)
-    bare = save_tiny(tmp_path / "bare")
-    result = evaluate(
-        make(model=str(bare), texts={"prose": prose}, methods=["dial"]), notify=said.append
-    )
-    assert {r.method for r in result.rows} == {"base"}
-    assert any("dial: the model has no calibration; left out" in line for line in said)
-
-
-def test_tasks_alone_take_their_calibration_from_a_file(
-    make: Make, tasks: Path, prose: Path
-) -> None:
-    result = evaluate(make(texts={}, tasks=tasks / "words.jsonl", calibration=prose, skipped=[1]))
-    assert {row.part for row in result.rows} == {"task"}
-    assert result.header["calibrated_on"] == str(prose)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"skipped": [4]}, r"cannot skip \[4\] layers; this model routes 3"),
-        ({"window": 2000}, "window is 2000 tokens; this model has 1024 positions"),
-    ],
-)
-def test_what_does_not_fit_the_model(make: Make, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueOutOfRangeError, match=message):
-        evaluate(make(**change))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"skipped": []}, "wanted numbers of layers"),
-        ({"skipped": [-1]}, "wanted numbers of layers"),
-        ({"skipped": ["1"]}, "wanted numbers of layers"),
-        ({"skipped": [1, 1.0]}, "wanted each number once"),
-        ({"methods": ["laco"]}, r"methods \['laco'\]; wanted some of flexidepth, dial, static"),
-        ({"also": {"random": "x"}}, "named 'random'; that name is taken"),
-        ({"texts": {}}, "neither texts nor tasks"),
-        ({"texts": {}, "tasks": Path("x")}, "no text to find thresholds on"),
-        ({"tokens": 1}, "tokens is 1; wanted a whole number, 2 or more"),
-        ({"limit": 0}, "limit is 0"),
-        ({"answers": -1}, "answers is -1"),
-    ],
-)
-def test_options_are_checked(make: Make, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueOutOfRangeError, match=message):
-        make(**change)
-
-
-def test_a_model_without_a_tokenizer_is_refused(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flexidepth.checkpoints.source.directory_tokenizer", lambda _: None)
-    with pytest.raises(UnsupportedError, match="without a tokenizer"):
-        evaluate(make())
-
-
-def test_a_folder_that_cannot_be_written_is_refused_first(make: Make, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(SaveError, match="file is a file"):
-        evaluate(make(model="no such model"), output_dir=tmp_path / "file")
-
-
-def test_a_number_that_no_threshold_meets_is_said_and_left_out(
-    make: Make, prose: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from flexidepth.training import calibration
-
-    find = calibration._Search.find
-
-    def unmet(search: Any, target: float) -> Any:
-        if target == 1:
-            raise ValueOutOfRangeError("calibrate: 1 layers skipped cannot be met")
-        return find(search, target)
-
-    monkeypatch.setattr(calibration._Search, "find", unmet)
-    said: list[str] = []
-    options = make(texts={"prose": prose}, methods=["flexidepth"])
-    result = evaluate(options, notify=said.append)
-    assert [row.asked for row in result.rows if row.method == "flexidepth"] == [0, 2]
-    assert (
-        "flexidepth, prose: calibrate: 1 layers skipped cannot be met; that row is left out" in said
-    )
