@@ -77,6 +77,11 @@ def has_kernels(capability: tuple[int, int], archs: str) -> bool:
     for arch in archs.split(","):
         number, _, kind = arch.partition("-")
         own_major, own_minor = divmod(_arch_number(number), 10)
+        # What is built for "90a" is for 9.0 alone, for "100f" within its major version, PTX too.
+        if number[-1] == "a" and capability != (own_major, own_minor):
+            continue
+        if number[-1] == "f" and own_major != major:
+            continue
         if kind != "virtual" and own_major == major and own_minor <= minor:
             return True
         if kind != "real" and ptx_family(_arch_number(number)) <= 10 * major + minor:

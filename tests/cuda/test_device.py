@@ -38,6 +38,10 @@ def report(error: int = 0, driver: int = 13000, devices: tuple[dict, ...] = (H10
         ((8, 0), "86", True),  # 86 keeps the PTX of 80
         ((11, 0), "80-real,120", True),  # 120 keeps that of 90
         ((9, 0), "90a-real", True),
+        ((9, 0), "90a", True),
+        ((10, 0), "90a", False),  # its PTX, too, is for 9.0 alone
+        ((10, 3), "100f", True),
+        ((12, 0), "100f", False),
         ((8, 0), "90", False),
     ],
 )
@@ -95,6 +99,11 @@ def test_a_build_without_cuda_and_a_damaged_one(monkeypatch):
         ((9, 0), "80", False),  # its PTX knows nothing of overlapping
         ((9, 0), "80,100-real", False),
         ((8, 9), ARCHS, False),
+        # PTX of these is not for other devices, which run the code of 80 then.
+        ((10, 0), "80,90a", False),
+        ((12, 0), "80,100a", False),
+        ((9, 0), "80,100f", False),
+        ((9, 0), "80,90a", True),
     ],
 )
 def test_kernels_overlap_where_the_code_that_runs_can_wait(capability, archs, can):
