@@ -88,7 +88,9 @@ class CudaKVCache:
                     "prompt, lower max_new_tokens, release other caches or load a smaller dtype"
                 ) from error
             first = len(self._pages)
-            addresses = torch.tensor([page.data_ptr() for page in made], dtype=torch.int64)
+            addresses = torch.tensor(
+                [page.data_ptr() for page in made], dtype=torch.int64, device="cpu"
+            )
             self.table[first : first + missing].copy_(addresses)
         self._pages += made
 

@@ -3,7 +3,7 @@
 A graph holds a whole step, from the embedding to the draw and to the next position. Everything that changes between
 steps or runs (tokens, positions, page tables, thresholds, masks, how a token is drawn) lies in device memory that the
 graph reads, so a graph is captured once for each number of sequences, each doubling of the context and each way to
-route, its pass in the faster one of two forms (cuda_choice.py).
+route, its pass in the fastest of its forms (cuda_choice.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .cuda_cache import PAGE_TOKENS, CudaKVCache
-from .cuda_choice import PassChoice, measure
-from .cuda_tensors import pack_sampling
+from .cuda_choice import PassChoice, PassForm, blocks_may_wait, measure
+from .cuda_tensors import pack_sampling, sample_room
 from .errors import ShapeError, ValueOutOfRangeError
 from .forward_arguments import ROUTING
 
@@ -91,30 +91,40 @@ class DecodeState:
         self.logits = room(rows, engine.vocab_size, dtype=f32)
         self.sampling = room(4, dtype=i32)
         self.logprobs, self.faults = room(rows, dtype=f32), room(rows, dtype=i32)
+        self.sample_room = sample_room(engine.runtime.module, rows, device)
         self.gates, self.ran = room(rows, routed, dtype=f32), room(rows, routed, dtype=u8)
         self.ring_tokens, self.ring_faults = (host(RING, rows, dtype=i32) for _ in range(2))
         self.ring_logprobs = host(RING, rows, dtype=f32)
         self.ring_gates = host(RING, rows, routed, dtype=f32)
         self.ring_ran = host(RING, rows, routed, dtype=u8)
         self.host_masks = [host(rows, routed, dtype=u8) for _ in range(RING)]
+        self.last_mask: Tensor | None = None  # what `mask` holds once all that was queued is done
         self._graphs: OrderedDict[tuple[int, int, int], Graph] = OrderedDict()
         self.choices: dict[tuple[int, int], PassChoice] = {}  # by pages and way to route
+
+    def take_mask(self, mask: Tensor, slot: int) -> None:
+        """Queue a copy of the step's mask, unless it is the one before. slot: of the ring, no longer read."""
+        if self.last_mask is not None and torch.equal(self.last_mask, mask):
+            return
+        pinned = self.host_masks[slot]
+        pinned.copy_(mask)
+        self.mask.copy_(pinned, non_blocking=True)
+        self.last_mask = pinned
 
     def graph(self, pages: int, routing: int) -> Graph:
         """The step over a context of up to `pages` pages, rounded up to a power of two."""
         bucket = min(1 << (pages - 1).bit_length(), self.engine.decode_scratch.pages)
         key = bucket, routing, self.engine.prefetch_bytes
         if self.engine.check:
-            forced = self.engine.persistent is True
-            return _Uncaptured(lambda: self._launch(bucket, routing, forced))
+            return _Uncaptured(lambda: self._launch(bucket, routing, self.engine.plain_form))
         if key not in self._graphs:
-            persistent = self._chosen(bucket, routing)
+            form = self._chosen(bucket, routing)
             # A capture may run the step to load its kernels, and a run moves everything on.
             kept = [self.tokens, self.positions, self.draws, self.step]
             before = [tensor.clone() for tensor in kept]
             try:
                 self._graphs[key] = self.engine.runtime.capture(
-                    lambda: self._launch(bucket, routing, persistent)
+                    lambda: self._launch(bucket, routing, form)
                 )
             finally:  # also where the graph is refused after that run: nothing has been queued then
                 for tensor, value in zip(kept, before, strict=True):
@@ -124,23 +134,25 @@ class DecodeState:
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
-    def _chosen(self, pages: int, routing: int) -> bool:
-        """Whether the pass is persistent. Measured on what the step is about to compute: it writes the same again."""
+    def _chosen(self, pages: int, routing: int) -> PassForm:
+        """The pass's form. Measured on what the step is about to compute: it writes the same again."""
         engine, key = self.engine, (pages, routing)
-        if engine.persistent is not None:
-            return engine.persistent
+        if len(engine.forms) == 1:
+            return engine.plain_form
         if key not in self.choices:
             (name,) = (n for n, number in ROUTING.items() if number == routing)
             self.choices[key] = measure(
                 engine.runtime,
-                lambda persistent: self._launch_pass(pages, routing, persistent),
+                engine.forms,
+                lambda form: self._launch_pass(pages, routing, form),
+                lambda: [t.to("cpu", copy=True) for t in (self.logits, self.gates, self.ran)],
                 self.rows,
                 pages,
                 name,
             )
-        return self.choices[key].chose_persistent
+        return self.choices[key].chosen
 
-    def _launch_pass(self, pages: int, routing: int, persistent: bool) -> None:
+    def _launch_pass(self, pages: int, routing: int, form: PassForm) -> None:
         engine = self.engine
         engine.native.run(
             engine.runtime.stream,
@@ -161,15 +173,15 @@ class DecodeState:
             self.ran.data_ptr(),
             *engine.decode_scratch.arguments(),
             engine.prefetch_bytes,
-            engine.overlap,
+            form is PassForm.OVERLAP,
             engine.check,
-            persistent,
+            form is PassForm.PERSISTENT,
         )
 
-    def _launch(self, pages: int, routing: int, persistent: bool) -> None:
+    def _launch(self, pages: int, routing: int, form: PassForm) -> None:
         engine, module = self.engine, self.engine.runtime.module
         stream, rows = engine.runtime.stream, self.rows
-        self._launch_pass(pages, routing, persistent)
+        self._launch_pass(pages, routing, form)
         module.sample(
             stream,
             module.Rows(self.logits.data_ptr(), rows, engine.vocab_size),
@@ -179,6 +191,8 @@ class DecodeState:
             self.tokens.data_ptr(),
             self.logprobs.data_ptr(),
             self.faults.data_ptr(),
+            self.sample_room.data_ptr(),
+            blocks_may_wait(),
             engine.check,
             self.sampling.data_ptr(),
         )
@@ -227,13 +241,13 @@ class DecodeRun:
         self._queued: deque[Callable[[], None]] = deque()
         self._launched = self._collected = 0
         self._forgotten: set[int] = set()
-        lengths = torch.tensor([cache.length for cache in caches], dtype=torch.int64)
+        lengths = torch.tensor([cache.length for cache in caches], dtype=torch.int64, device="cpu")
         state.tokens.copy_(token_ids)
         state.positions.copy_(lengths)
         state.draws.copy_(lengths + 1)
         state.sampling.copy_(sampling.packed(engine.vocab_size))
-        state.seeds.copy_(torch.tensor(list(seeds), dtype=torch.int64))
-        state.tables.copy_(torch.tensor([cache.table.data_ptr() for cache in caches]))
+        state.seeds.copy_(torch.tensor(list(seeds), dtype=torch.int64, device="cpu"))
+        state.tables.copy_(torch.tensor([cache.table.data_ptr() for cache in caches], device="cpu"))
         state.thresholds.copy_(engine.thresholds if thresholds is None else thresholds)
         state.step.zero_()
         if routing == "dense":
@@ -270,10 +284,8 @@ class DecodeRun:
             for cache in self._caches:
                 cache.reserve(cache.length + 1)
             with engine.memory_errors("decode"), engine.runtime.active():
-                if mask is not None and state.mask.numel():
-                    pinned = state.host_masks[self._launched % RING]
-                    pinned.copy_(mask)
-                    state.mask.copy_(pinned, non_blocking=True)
+                if mask is not None:
+                    state.take_mask(mask, self._launched % RING)
                 pages = max(cache.length for cache in self._caches) // PAGE_TOKENS + 1
                 state.graph(pages, self._routing).replay()
                 self._queued.append(engine.runtime.mark())

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from .cuda_cache import PAGE_TOKENS, CudaKVCache
-from .cuda_choice import PassChoice, forced_form, may_pay
+from .cuda_choice import PassChoice, PassForm, blocks_may_wait, may_pay, open_forms
 from .cuda_decode import DecodeRun, DecodeState, Sampling, check_faults
 from .cuda_prompt import PromptPass, PromptRouting, PromptRows, torch_multiplies
 from .cuda_runtime import CudaRuntime, Runtime
+from .cuda_tensors import sample_room
 from .cuda_weights import load_weights
 from .engine import StepResult
 from .errors import (
@@ -66,15 +67,16 @@ class CudaEngine:
         max_rows: most tokens in one pass; scratch memory grows with it, up to 256 MB for prompts.
         max_length: most tokens of a sequence; None = the model's positions.
         strict_router: keep W_dec and W_head apart instead of folding them into one vector.
-        overlap: let kernels begin while those before them end (programmatic dependent launch); None = where the
-            device can (compute capability 9.0) and FLEXIDEPTH_CUDA_OVERLAP is 1.
+        overlap: whether kernels of passes of up to 64 rows begin while those before them end (programmatic dependent
+            launch; never where the device cannot: from compute capability 9.0 on); None = as FLEXIDEPTH_CUDA_OVERLAP
+            says, 0 or 1, and without it as measured, for graphs.
         prefetch_kb: KiB of each routed layer's weights that decoding brings into the L2 cache before it is decided
             whether they are needed; None = FLEXIDEPTH_CUDA_PREFETCH_KB, or 0.
         check: wait for each kernel, so that an error names the op that it is of; slow. None = whether
             FLEXIDEPTH_CUDA_DEBUG is 1.
         persistent: whether passes of up to 8 rows, one a sequence, are one kernel instead of many; None = as
             FLEXIDEPTH_CUDA_PERSISTENT says, 0 or 1, and without it as measured, for graphs of models that are small
-            enough (cuda_choice.py). The results are the same bits.
+            enough (cuda_choice.py). In any form the results are the same bits.
         runtime: of the device; None = the current CUDA device's.
 
     Raises:
@@ -88,7 +90,7 @@ class CudaEngine:
         weights: Iterable[tuple[str, Tensor]],
         *,
         dtype: torch.dtype,
-        max_rows: int = 1024,
+        max_rows: int = 2048,
         max_length: int | None = None,
         strict_router: bool = False,
         overlap: bool | None = None,
@@ -108,8 +110,13 @@ class CudaEngine:
                 f"engine: head_dim is {config.head_dim}; the CUDA kernels take multiples of 8 up to {_MAX_HEAD_DIM}, "
                 "use device='cpu'"
             )
-        self.persistent = forced_form(strict_router, persistent)
         self.runtime = CudaRuntime() if runtime is None else runtime
+        self.forms = open_forms(
+            overlap,
+            persistent,
+            can_overlap=self.runtime.can_overlap,
+            strict_router=strict_router,
+        )
         self.config, self.dtype, self.max_rows = config, dtype, max_rows
         positions = int(config.max_position_embeddings)
         self.max_length = min(max_length or positions, positions)
@@ -117,8 +124,6 @@ class CudaEngine:
         self.vocab_size = int(config.vocab_size)
         self.num_routed = len(config.routing_layers)
         self.strict_router = strict_router
-        wanted = os.environ.get("FLEXIDEPTH_CUDA_OVERLAP") == "1" if overlap is None else overlap
-        self.overlap = wanted and self.runtime.can_overlap
         self.prefetch_bytes = _prefetch_bytes(prefetch_kb)
         self.check = os.environ.get("FLEXIDEPTH_CUDA_DEBUG") == "1" if check is None else check
         self._lock = threading.Lock()
@@ -145,15 +150,15 @@ class CudaEngine:
         self.native.finish_loading()
         self._layer_table: Tensor | None = None
         nbytes = {name: tensor.nbytes for name, tensor in self.weights.items()}
-        if self.persistent is None and not may_pay(nbytes):
-            self.persistent = False
-        if self.persistent is not False:
+        if len(self.forms) > 1 and not may_pay(nbytes):
+            self.forms = [form for form in self.forms if form is not PassForm.PERSISTENT]
+        if PassForm.PERSISTENT in self.forms:
             self._set_layer_table()
         self._decoding: dict[int, DecodeState] = {}  # by number of sequences
 
     def _set_layer_table(self) -> None:
         """Where each layer's weights are, for the persistent kernel, on the device."""
-        table = torch.empty(self.native.layer_table_bytes, dtype=torch.uint8)
+        table = torch.empty(self.native.layer_table_bytes, dtype=torch.uint8, device="cpu")
         self.native.write_layer_table(table.data_ptr())
         with self.memory_errors("load the model"), self.runtime.active():
             self._layer_table = table.to(self.device)
@@ -171,8 +176,13 @@ class CudaEngine:
         return sum(tensor.nbytes for tensor in self.weights.values())
 
     @property
+    def plain_form(self) -> PassForm:
+        """The form of passes outside graphs: the only one, or the plainest."""
+        return self.forms[0]
+
+    @property
     def pass_choices(self) -> list[PassChoice]:
-        """What was measured so far to choose between the two forms of decoding passes."""
+        """What was measured so far to choose among the forms of decoding passes."""
         return [choice for state in self._decoding.values() for choice in state.choices.values()]
 
     @property
@@ -233,12 +243,15 @@ class CudaEngine:
     ) -> StepResult:
         device, rows = self.device, token_ids.shape[0]
         positions = torch.cat(
-            [torch.arange(c.length, c.length + n) for c, n in zip(caches, counts, strict=True)]
+            [
+                torch.arange(c.length, c.length + n, device="cpu")
+                for c, n in zip(caches, counts, strict=True)
+            ]
         )
-        sequences = torch.arange(len(caches), dtype=torch.int32).repeat_interleave(
-            torch.tensor(counts)
+        sequences = torch.arange(len(caches), dtype=torch.int32, device="cpu").repeat_interleave(
+            torch.tensor(counts, device="cpu")
         )
-        tables = torch.tensor([cache.table.data_ptr() for cache in caches]).to(device)
+        tables = torch.tensor([cache.table.data_ptr() for cache in caches], device=device)
         pages = int(positions.max()) // PAGE_TOKENS + 1
         prompt = rows > len(caches) or rows > MAX_DECODE_ROWS
         scratch = self._prompt_scratch if prompt else self.decode_scratch
@@ -320,9 +333,9 @@ class CudaEngine:
             ran.data_ptr(),
             *scratch.arguments(),
             self.prefetch_bytes,
-            self.overlap,
+            self.plain_form is PassForm.OVERLAP,
             self.check,
-            self.persistent is True and not prompt,
+            self.plain_form is PassForm.PERSISTENT and not prompt,
         )
         return StepResult(logits.cpu(), gates.cpu(), ran.cpu())
 
@@ -357,6 +370,7 @@ class CudaEngine:
                 )
                 logprobs = torch.empty(rows, dtype=torch.float32, device=device)
                 module = self.runtime.module
+                room = sample_room(module, rows, device)  # until the kernel has ended
                 module.sample(
                     self.runtime.stream,
                     module.Rows(moved.data_ptr(), rows, vocab),
@@ -369,6 +383,8 @@ class CudaEngine:
                     tokens.data_ptr(),
                     logprobs.data_ptr(),
                     faults.data_ptr(),
+                    room.data_ptr(),
+                    blocks_may_wait(),
                 )
                 check_faults(faults.cpu())
                 return tokens.cpu(), logprobs.cpu()
@@ -392,7 +408,7 @@ class CudaEngine:
             thresholds: float32 [routed layers]; None = the configuration's.
         """
         with self.exclusive("decode"):
-            ids = torch.tensor(token_ids, dtype=torch.int32)
+            ids = torch.tensor(token_ids, dtype=torch.int32, device="cpu")
             ones = [1] * len(caches)
             rows = check_forward(ids, ones, routing, None, thresholds, None, self.num_routed)
             self._check_batch(ids, ones, caches, "router", None, rows)

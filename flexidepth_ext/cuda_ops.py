@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .cuda_choice import blocks_may_wait
 from .cuda_layer_ops import LayerOps, compact_argument, router_argument
-from .cuda_tensors import AttentionWorkspace, Decisions, PagedCache, RouterWeights
+from .cuda_prompt_ops import PromptOps
+from .cuda_tensors import AttentionWorkspace, Decisions, PagedCache, RouterWeights, sample_room
 from .errors import ShapeError, ValueOutOfRangeError
 
 __all__ = [
@@ -24,7 +26,7 @@ __all__ = [
 ]
 
 
-class CudaOps(LayerOps):
+class CudaOps(LayerOps, PromptOps):
     """The ops of a compiled module; `cuda_ops()` gives those of this installation.
 
     Args:
@@ -317,6 +319,7 @@ class CudaOps(LayerOps):
                 torch.empty(rows, dtype=torch.int32, device=logits.device) for _ in range(2)
             )
             logprobs = logits.new_empty(rows)
+            room = sample_room(self.module, rows, logits.device)
             self.module.sample(
                 call.stream,
                 call.rows("logits", logits, logits.shape[-1]),
@@ -329,6 +332,8 @@ class CudaOps(LayerOps):
                 tokens.data_ptr(),
                 logprobs.data_ptr(),
                 faults.data_ptr(),
+                room.data_ptr(),
+                blocks_may_wait(),
                 settings=call.vector("settings", settings, 4, torch.int32),
             )
         return tokens, logprobs, faults

@@ -106,9 +106,7 @@ class PromptPass:
         """Logits [n, vocab] of rows int32 [n], by our own kernel: there are few."""
         tied = self.config.tie_word_embeddings
         head = self.weight("model.embed_tokens.weight" if tied else "lm_head.weight")
-        return self.ops.lm_head(
-            self.h, self.weight("model.norm.weight"), head, self.eps, index=rows
-        )[0]
+        return self.ops.logits(self.h, self.weight("model.norm.weight"), head, self.eps, index=rows)
 
     def plain_layer(self, layer: int) -> None:
         """Every row runs."""
@@ -163,23 +161,30 @@ class PromptPass:
         """RMSNorm, float32."""
         return self.ops.rms_norm(h, self.weight(f"model.layers.{layer}.{name}.weight"), self.eps)
 
+    def bias(self, name: str) -> Tensor | None:
+        """Of a matrix that has one."""
+        return self.engine.weights.get(name + ".bias")
+
     def product(self, x: Tensor, name: str) -> Tensor:
-        """x W^T + b, x and W in the weights' type, the result float32."""
-        bias = self.engine.weights.get(name + ".bias")
-        y = F.linear(x, self.weight(name + ".weight")).float()
+        """x W^T in the weights' type, without the bias."""
+        return F.linear(x, self.weight(name + ".weight"))
+
+    def whole_product(self, x: Tensor, name: str) -> Tensor:
+        """x W^T + b, the result float32."""
+        y, bias = self.product(x, name).float(), self.bias(name)
         return y if bias is None else y.add_(bias)
 
     def append(self, layer: int, x: Tensor) -> None:
         """Keys and values of every row into the cache."""
         name = f"model.layers.{layer}.self_attn."
-        k = self.ops.rope(self.product(x, name + "k_proj"), self.table)
-        v = self.product(x, name + "v_proj")
+        k = self.ops.rope(self.whole_product(x, name + "k_proj"), self.table)
+        v = self.whole_product(x, name + "v_proj")
         self.ops.kv_append(self.pages, k, v, self.rows.positions, self.rows.sequences, layer=layer)
 
     def attend(self, layer: int, x: Tensor, index: Tensor | None) -> None:
         """Attention of the listed rows (None: all), whose inputs are x, onto the residual stream."""
         name = f"model.layers.{layer}.self_attn."
-        q = self.ops.rope(self.product(x, name + "q_proj"), self.table, index=index)
+        q = self.ops.rope(self.whole_product(x, name + "q_proj"), self.table, index=index)
         out = self.ops.attention(
             q,
             self.pages,
@@ -191,7 +196,7 @@ class PromptPass:
             sliding_window=self.config.sliding_window or 0,
             prompt=True,
         )
-        self.add(self.product(out.to(self.engine.dtype), name + "o_proj"), index)
+        self.add(out.to(self.engine.dtype), name + "o_proj", index, None)
 
     def feed_forward(
         self, layer: int, part: str, index: Tensor | None, scale: Tensor | None
@@ -200,16 +205,17 @@ class PromptPass:
         h = self.h if index is None else self.h[index.long()]
         x = self.normed(h, layer, "post_attention_layernorm").to(self.engine.dtype)
         name = f"model.layers.{layer}.{part}."
-        gate, up = self.product(x, name + "gate_proj"), self.product(x, name + "up_proj")
-        y = self.product(F.silu(gate).mul_(up).to(self.engine.dtype), name + "down_proj")
-        self.add(y if scale is None else y.mul_(scale[:, None]), index)
+        gate, up = name + "gate_proj", name + "up_proj"
+        activation = self.ops.silu_and_mul(
+            self.product(x, gate), self.product(x, up), self.bias(gate), self.bias(up)
+        )
+        self.add(activation, name + "down_proj", index, scale)
 
-    def add(self, y: Tensor, index: Tensor | None) -> None:
-        """h[index] += y."""
-        if index is None:
-            self.h.add_(y)
-        else:
-            self.h.index_add_(0, index, y)
+    def add(self, x: Tensor, name: str, index: Tensor | None, scale: Tensor | None) -> None:
+        """A matrix's product with x onto the listed rows of the residual stream."""
+        self.ops.residual_add(
+            self.h, self.product(x, name), bias=self.bias(name), index=index, scale=scale
+        )
 
 
 def torch_multiplies(engine: CudaEngine, rows: int) -> bool:

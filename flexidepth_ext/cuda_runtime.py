@@ -15,7 +15,8 @@ from .cuda_device import can_overlap, cuda_module
 from .errors import UnsupportedError
 
 _CAPTURING = threading.Lock()
-_SAMPLES, _REPLAYS = 5, 8  # of a measurement: under 0.1 s for a pass of 2 ms
+_SAMPLES, _REPLAYS = 5, 8  # of a measurement
+_SAMPLE_MS = 5.0  # about what a sample takes: of long passes fewer replays
 
 
 class Graph(Protocol):
@@ -131,16 +132,19 @@ class CudaRuntime:
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(2)
         )
-        samples = []
+
+        def milliseconds(replays: int) -> float:
+            begin.record(self._stream)
+            for _ in range(replays):
+                graph.replay()
+            end.record(self._stream)
+            end.synchronize()
+            return float(begin.elapsed_time(end)) / replays
+
         with self.active():
-            for _ in range(_SAMPLES + 1):
-                begin.record(self._stream)
-                for _ in range(_REPLAYS):
-                    graph.replay()
-                end.record(self._stream)
-                end.synchronize()
-                samples.append(begin.elapsed_time(end) / 1e3 / _REPLAYS)
-        return float(statistics.median(samples[1:]))  # the first one warms up
+            milliseconds(1)  # the first one uploads the graph
+            replays = max(1, min(_REPLAYS, round(_SAMPLE_MS / max(milliseconds(1), 1e-3))))
+            return statistics.median(milliseconds(replays) for _ in range(_SAMPLES)) / 1e3
 
     def mark(self) -> Callable[[], None]:
         """An event."""

@@ -112,6 +112,11 @@ def pack_sampling(temperature: float, top_k: int, top_p: float, min_p: float, vo
     return torch.cat([values.view(torch.int32), kept])
 
 
+def sample_room(module: Any, rows: int, device: torch.device | str) -> Tensor:
+    """Where the blocks that draw from a row tell each other what they find."""
+    return torch.zeros(module.sample_room_bytes(rows), dtype=torch.uint8, device=device)
+
+
 @dataclass(frozen=True)
 class AttentionWorkspace:
     """What attention needs beside its arguments: scratch float32, and counters int32, all 0 before and after."""

@@ -113,7 +113,7 @@ class Engine:
         for name, tensor in weights:
             self._set_weight(name, tensor)
         self._native.finish_loading()
-        self._logits = torch.empty(0, self.vocab_size)
+        self._logits = torch.empty(0, self.vocab_size, device="cpu")
 
     def _set_weight(self, name: str, tensor: Tensor) -> None:
         if tensor.dtype not in DTYPES:
@@ -189,9 +189,9 @@ class Engine:
         )
         num_logits = logits_rows.shape[0]
         if self._logits.shape[0] < num_logits:
-            self._logits = torch.empty(num_logits, self.vocab_size)
-        gates = torch.empty(rows, self.num_routed)
-        ran = torch.empty(rows, self.num_routed, dtype=torch.uint8)
+            self._logits = torch.empty(num_logits, self.vocab_size, device="cpu")
+        gates = torch.empty(rows, self.num_routed, device="cpu")
+        ran = torch.empty(rows, self.num_routed, dtype=torch.uint8, device="cpu")
         self._native.forward(
             token_ids.data_ptr(),
             counts,
@@ -235,8 +235,8 @@ class Engine:
             raise EngineClosedError("engine: sample after close()")
         check_sampling(logits, temperature, top_k, top_p, min_p, seeds, positions)
         rows, vocab = logits.shape
-        tokens = torch.empty(rows, dtype=torch.int32)
-        logprobs = torch.empty(rows)
+        tokens = torch.empty(rows, dtype=torch.int32, device="cpu")
+        logprobs = torch.empty(rows, device="cpu")
         self._native.sample(
             logits.data_ptr(),
             rows,
@@ -265,4 +265,4 @@ class Engine:
         """Give the memory of weights and scratch back at once. Calling it twice is fine."""
         if not self.closed:
             self._native.close()
-            self._logits = torch.empty(0, self.vocab_size)
+            self._logits = torch.empty(0, self.vocab_size, device="cpu")

@@ -45,7 +45,7 @@ def check_forward(
             f"engine: routing {routing!r}; wanted one of {', '.join(ROUTING)}"
         )
     if logits_rows is None:
-        ends = torch.tensor(counts, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        ends = torch.tensor(counts, dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32)
         logits_rows = ends - 1
     expect(logits_rows, torch.int32, 1, "logits_rows")
     return logits_rows

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flexidepth.plots import new_figure
-from flexidepth_ext.cuda_choice import PassChoice
+from flexidepth_ext.cuda_choice import PassChoice, PassForm
 
 from .engine_check import EngineCheck
 from .engine_peers import PeerRow
@@ -21,7 +21,7 @@ _MOST_SAID = 600  # characters of an error
 @dataclass
 class EngineReport:
     """Of one model; overlap: whether kernels began while those before them ended. persistent: whether a decoding pass
-    was one kernel. choices: times of both forms, and what an engine that is free to choose would take."""
+    was one kernel. choices: times of a pass in each form, and what an engine that is free to choose takes."""
 
     model: str
     overlap: bool
@@ -112,18 +112,7 @@ def engine_lines(report: EngineReport) -> list[str]:
         )
     lines += [f"\nLeft out: {what}" for what in report.left_out]
     lines += _prefetch_lines(report.prefetch)
-    if report.choices:
-        lines += [
-            "",
-            "| sequences | pages | routing | ms of many kernels | ms of a persistent one | chosen |",
-            "|--:|--:|---|--:|--:|---|",
-        ]
-    for c in report.choices:
-        persistent = c.said if c.persistent is None else f"{c.persistent * 1e3:.3f}"
-        lines.append(
-            f"| {c.sequences} | {c.pages} | {c.routing} | {c.kernels * 1e3:.3f} | {persistent} "
-            f"| {'persistent' if c.chose_persistent else 'many kernels'} |"
-        )
+    lines += _choice_lines(report.choices)
     if report.prompts:
         lines += [
             "",
@@ -173,6 +162,28 @@ def _prefetch_lines(rows: Sequence[PrefetchRow]) -> list[str]:
     for kb in dict.fromkeys(row.kb for row in rows):
         times = (f"{row.ms:.3f}" for row in rows if row.kb == kb)
         lines.append(f"| {kb} | {' | '.join(times)} |")
+    return lines
+
+
+def _choice_lines(choices: Sequence[PassChoice]) -> list[str]:
+    """Milliseconds of a pass in each form, or why there are none."""
+    if not choices:
+        return []
+    forms = [form.value for form in PassForm]
+    lines = [
+        "",
+        "| sequences | pages | routing | "
+        + " | ".join(f"ms, {form}" for form in forms)
+        + " | chosen |",
+        "|--:|--:|---|" + "--:|" * len(forms) + "---|",
+    ]
+    for c in choices:
+        cells = [
+            f"{c.seconds[f] * 1e3:.3f}" if f in c.seconds else c.said.get(f, "") for f in forms
+        ]
+        lines.append(
+            f"| {c.sequences} | {c.pages} | {c.routing} | {' | '.join(cells)} | {c.chosen.value} |"
+        )
     return lines
 
 

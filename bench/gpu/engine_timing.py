@@ -177,7 +177,7 @@ def _step_times(
 
 
 def time_forms(engine: CudaEngine, batches: Sequence[int], context: int) -> list[PassChoice]:
-    """What an engine that is free to choose measures of its two forms of a pass: dense, and as its routers decide."""
+    """What an engine that is free to choose measures of the forms of a pass: dense, and as its routers decide."""
     for batch in batches:
         for routing in _ROUTINGS:
             caches = [engine.new_cache(context + 2) for _ in range(batch)]

@@ -17,6 +17,7 @@
 #include "ops/linear.h"
 #include "ops/lm_head.h"
 #include "ops/project.h"
+#include "ops/residual_add.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
 #include "ops/routed_entry.h"
@@ -24,6 +25,7 @@
 #include "ops/router.h"
 #include "ops/router_code.h"
 #include "ops/sample.h"
+#include "ops/silu_and_mul.h"
 
 namespace flexidepth::bindings {
 
@@ -255,13 +257,29 @@ void lm_head(Address stream, const RowsArg& h, Address norm, float eps, const Ma
                 on(stream));
 }
 
+void silu_and_mul(Address stream, Address gate, Address up, Address y, int dtype, int64_t rows,
+                  int64_t width, Address gate_bias, Address up_bias) {
+  cuda::silu_and_mul(
+      {at<const void>(gate), at<const void>(up), at<void>(y), static_cast<DType>(dtype), rows,
+       width, at<const float>(gate_bias), at<const float>(up_bias)},
+      on(stream));
+}
+
+void residual_add(Address stream, Address y, int dtype, const RowsArg& h, Address bias,
+                  Address scale) {
+  cuda::residual_add({at<const void>(y), static_cast<DType>(dtype), h.write(),
+                      at<const float>(bias), at<const float>(scale)},
+                     on(stream));
+}
+
 void sample(Address stream, const RowsArg& logits, float temperature, int64_t top_k, float top_p,
             float min_p, Address seeds, Address positions, Address tokens, Address logprobs,
-            Address faults, bool check, Address settings) {
-  cuda::sample({logits.read(), logits.width, temperature, top_k, top_p, min_p,
-                at<const uint64_t>(seeds), at<const int64_t>(positions), at<int32_t>(tokens),
-                at<float>(logprobs), at<int32_t>(faults), at<const SampleSettings>(settings)},
-               {at<void>(stream), false, check});
+            Address faults, Address room, bool together, bool check, Address settings) {
+  cuda::sample(
+      {logits.read(), logits.width, temperature, top_k, top_p, min_p, at<const uint64_t>(seeds),
+       at<const int64_t>(positions), at<int32_t>(tokens), at<float>(logprobs), at<int32_t>(faults),
+       at<const SampleSettings>(settings), at<void>(room), together},
+      {at<void>(stream), false, check});
 }
 
 void register_arguments(py::module_& m) {
@@ -344,10 +362,16 @@ void register_cuda_ops(py::module_& m) {
         py::arg("adapter"));
   m.def("lm_head", &lm_head, Release(), py::arg("stream"), py::arg("h"), py::arg("norm"),
         py::arg("eps"), py::arg("weight"), py::arg("logits"), py::arg("best"));
+  m.def("silu_and_mul", &silu_and_mul, Release(), py::arg("stream"), py::arg("gate"), py::arg("up"),
+        py::arg("y"), py::arg("dtype"), py::arg("rows"), py::arg("width"), py::arg("gate_bias"),
+        py::arg("up_bias"));
+  m.def("residual_add", &residual_add, Release(), py::arg("stream"), py::arg("y"), py::arg("dtype"),
+        py::arg("h"), py::arg("bias"), py::arg("scale"));
   m.def("sample", &sample, Release(), py::arg("stream"), py::arg("logits"), py::arg("temperature"),
         py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("seeds"),
         py::arg("positions"), py::arg("tokens"), py::arg("logprobs"), py::arg("faults"),
-        py::arg("check") = false, py::arg("settings") = 0);
+        py::arg("room"), py::arg("together"), py::arg("check") = false, py::arg("settings") = 0);
+  m.def("sample_room_bytes", &cuda::sample_room_bytes, py::arg("rows"));
 }
 
 }  // namespace flexidepth::bindings

@@ -14,30 +14,34 @@ constexpr int kAttentionThreads = kAttentionWarps * kWarp;
 constexpr int kHeads = 4;          // query heads of a block: they share what it reads
 constexpr int kPartialFloats = 4;  // peak, sum and two of no use, before head_dim values
 constexpr int kLaneDims = 4;       // of a head, where a warp joins its states
+constexpr float kLog2E = 1.44269504f;
 static_assert(kHeads == kAttentionWarps && kWarp * kLaneDims >= 128);
 
-// Tokens of a part: the fewer, the more blocks share a context, and the more there is to join.
+// Tokens of a part: the fewer, the more blocks share a context, and the more there is to join: up
+// to 16 pages at most the 32 parts that a warp joins in one turn.
 constexpr int part_tokens(int num_pages) {
-  return static_cast<int>(kPageTokens) / (num_pages <= 16 ? 4 : num_pages <= 32 ? 2 : 1);
+  if (num_pages > 32) return static_cast<int>(kPageTokens);
+  return num_pages > 8 ? 128 : num_pages > 4 ? 64 : num_pages > 2 ? 32 : 16;
 }
 // The most parts of a context within so many pages.
 constexpr int64_t most_parts(int64_t num_pages) {
-  const int64_t quarters = 4 * num_pages < 64 ? 4 * num_pages : 64;
-  return num_pages > quarters ? num_pages : quarters;
+  if (num_pages == 1) return kPageTokens / part_tokens(1);
+  if (num_pages <= 16) return 32;
+  return num_pages <= 32 ? 2 * num_pages : num_pages < 64 ? 64 : num_pages;
 }
 
 // Softmax state of a head after some tokens: peak m, sum l, and the weighted values of the lane's
-// own eight dimensions.
+// own eight dimensions. Scores, and so peaks, are times log2(e): weights are powers of two.
 struct HeadStates {
   float peak[kHeads];
   float sum[kHeads];
   float out[kHeads][8];
 };
 
-// e^(from - to), 0 where there was nothing yet (from is -inf, and so to may be): without a branch,
+// 2^(from - to), 0 where there was nothing yet (from is -inf, and so to may be): without a branch,
 // so that no head waits for another one's.
 __device__ __forceinline__ float faded(float from, float to) {
-  return expf(from - fmaxf(to, -3.4e38f));
+  return exp2f(from - fmaxf(to, -3.4e38f));
 }
 
 // A token that is not seen has the weight 0, and v is 0 then: nothing changes.
@@ -161,7 +165,7 @@ struct ContextPart {
 #pragma unroll
     for (int h = 0; h < kHeads; ++h)
 #pragma unroll
-      for (int j = 0; j < 8; ++j) q[h][j] *= args.scale;
+      for (int j = 0; j < 8; ++j) q[h][j] *= args.scale * kLog2E;
     const int last = position - base < tokens ? position - base + 1 : tokens;
     const int first = begin - base, dims = static_cast<int>(layout.head_dim);
     const auto fetch = [&](int slot) {
@@ -286,18 +290,18 @@ struct ContextPart {
       }
     }
     if (num_parts == 1) return;
-    // The block that comes last joins the parts. The first thread's fence is for all that the
-    // block wrote before the barrier.
+    // The block that comes last joins the parts. The first thread's fences are for all that the
+    // block wrote before the barrier, and for what it reads behind the next one.
     auto* last = reinterpret_cast<int32_t*>(shared + kAttentionWarps * kHeads * width);
     dev::sync_block();
     int32_t* counter = args.counters + row * layout.num_kv_heads * parts + head_part;
     if (dev::thread() == 0) {
       dev::fence();
       *last = dev::fetch_add(counter, 1) == num_parts - 1;
+      dev::fence();
     }
     dev::sync_block();
     if (*last == 0) return;
-    dev::fence();
     if (h < heads) write(join(partials(head), num_parts, width), head);
     if (dev::thread() == 0) *counter = 0;
   }

@@ -60,6 +60,9 @@ __device__ __forceinline__ void keep_order() { asm volatile("" ::: "memory"); }
 __device__ __forceinline__ float shuffle_xor(float value, int lanes) {
   return __shfl_xor_sync(0xffffffffu, value, lanes);
 }
+__device__ __forceinline__ uint64_t shuffle_xor(uint64_t value, int lanes) {
+  return __shfl_xor_sync(0xffffffffu, static_cast<unsigned long long>(value), lanes);
+}
 // What another lane of the warp has.
 __device__ __forceinline__ float shuffle(float value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
@@ -160,11 +163,16 @@ __device__ __forceinline__ int32_t fetch_add(int32_t* at, int32_t value) {
 __device__ __forceinline__ uint32_t fetch_add(uint32_t* at, uint32_t value) {
   return atomicAdd(at, value);
 }
+__device__ __forceinline__ uint64_t fetch_add(uint64_t* at, uint64_t value) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(at), value);
+}
 __device__ __forceinline__ void fetch_max(uint64_t* at, uint64_t value) {
   atomicMax(reinterpret_cast<unsigned long long*>(at), value);
 }
-// What this thread wrote is seen by other blocks before what it writes next.
-__device__ __forceinline__ void fence() { __threadfence(); }
+// What this thread, and those that it met in a barrier, wrote before is seen by other blocks before
+// what it writes next; likewise what it reads. Not __threadfence(), which orders more and waits
+// longer.
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // The barrier of all blocks of a cooperative launch (launch_resident), in two halves: between them
 // a thread touches nothing that kernels write, and may bring weights closer. The second half takes
@@ -265,7 +273,8 @@ __device__ __forceinline__ Float16 from_float<Float16>(float value) {
 }
 
 // The sum over a warp, in an order that is always the same; every lane gets it.
-__device__ __forceinline__ float warp_sum(float value) {
+template <class Value>
+__device__ __forceinline__ Value warp_sum(Value value) {
 #pragma unroll
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += dev::shuffle_xor(value, lanes);
   return value;
@@ -275,6 +284,14 @@ __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
     value = fmaxf(value, dev::shuffle_xor(value, lanes));
+  return value;
+}
+__device__ __forceinline__ uint64_t warp_max(uint64_t value) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    const uint64_t other = dev::shuffle_xor(value, lanes);
+    value = other > value ? other : value;
+  }
   return value;
 }
 

@@ -38,8 +38,8 @@ __device__ __forceinline__ void store_cached_value(const KvPages& pages, int32_t
                                                    int64_t position, int64_t n, int64_t offset,
                                                    float value) {
   const KvLayout& layout = pages.layout;
-  const int64_t at = key_offset(layout, n / layout.head_dim, position % kPageTokens) +
-                     n % layout.head_dim + offset;
+  const auto own = static_cast<uint32_t>(n), dims = static_cast<uint32_t>(layout.head_dim);
+  const int64_t at = key_offset(layout, own / dims, position % kPageTokens) + own % dims + offset;
   layer_of_page<T>(pages, sequence, position / kPageTokens)[at] = cached<T>(value);
 }
 

@@ -24,18 +24,22 @@ inline void check_launch(const char* op, cudaError_t status) {
     fail(ErrorKind::kUnsupported, op, ": this build has kernels for ", FD_CUDA_ARCHS,
          ", the device has compute capability ", major, ".", minor,
          "; build again with FLEXIDEPTH_CUDA_ARCHS=", major, minor);
-  // Of a device that is shared: its blocks are fewer than were counted.
-  const bool refused = status == cudaErrorCooperativeLaunchTooLarge;
-  fail(status == cudaErrorMemoryAllocation ? ErrorKind::kMemory
-       : refused                           ? ErrorKind::kUnsupported
-                                           : ErrorKind::kInternal,
-       op, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
+  fail(status == cudaErrorMemoryAllocation ? ErrorKind::kMemory : ErrorKind::kInternal, op, ": ",
+       cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
 }
 
 inline void allow_shared(const char* op, const void* kernel, size_t bytes) {
   if (bytes <= kPlainSharedBytes) return;
   check_launch(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(bytes)));
+}
+
+// Of the current device.
+inline int64_t multiprocessors(const char* op) {
+  int device = 0, count = 0;
+  check_launch(op, cudaGetDevice(&device));
+  check_launch(op, cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
 }
 
 inline cudaLaunchConfig_t launch_config(dim3 grid, int threads, size_t shared_bytes,
@@ -62,31 +66,40 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, s
   if (context.check) check_launch(op, cudaStreamSynchronize(config.stream));
 }
 
-// As many blocks as the device holds at once, which it runs at once: they may wait for each other.
-template <class... Params, class... Args>
-void launch_resident(const char* op, void (*kernel)(Params...), int threads, size_t shared_bytes,
-                     const Context& context, const Args&... args) {
+// Blocks that the device runs at once, so that they may wait for each other; 0 = it promises that
+// for none.
+template <class... Params>
+int64_t resident_blocks(const char* op, void (*kernel)(Params...), int threads,
+                        size_t shared_bytes) {
   allow_shared(op, reinterpret_cast<const void*>(kernel), shared_bytes);
-  int device = 0, cooperates = 0, multiprocessors = 0, resident = 0;
+  int device = 0, cooperates = 0, resident = 0;
   check_launch(op, cudaGetDevice(&device));
   check_launch(op, cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device));
-  check(cooperates != 0, ErrorKind::kUnsupported, op,
-        ": this device launches no grid whose blocks wait for each other");
-  check_launch(op,
-               cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   check_launch(
       op, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared_bytes));
-  check(resident > 0, ErrorKind::kUnsupported, op, ": a block of ", threads, " threads and ",
-        shared_bytes, " bytes of shared memory does not fit a multiprocessor of this device");
-  cudaLaunchConfig_t config = launch_config(dim3(static_cast<unsigned>(resident * multiprocessors)),
-                                            threads, shared_bytes, context);
+  return cooperates != 0 ? resident * multiprocessors(op) : 0;
+}
+
+// Blocks that wait for each other, at most resident_blocks. False: the device, which is shared, has
+// room for fewer than were counted.
+template <class... Params, class... Args>
+bool launch_together(const char* op, void (*kernel)(Params...), int64_t blocks, int threads,
+                     size_t shared_bytes, const Context& context, const Args&... args) {
+  cudaLaunchConfig_t config =
+      launch_config(dim3(static_cast<unsigned>(blocks)), threads, shared_bytes, context);
   cudaLaunchAttribute cooperative;
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;
   config.attrs = &cooperative;
   config.numAttrs = 1;
-  check_launch(op, cudaLaunchKernelEx(&config, kernel, args...));
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, args...);
+  if (status == cudaErrorCooperativeLaunchTooLarge) {
+    cudaGetLastError();
+    return false;
+  }
+  check_launch(op, status);
   if (context.check) check_launch(op, cudaStreamSynchronize(config.stream));
+  return true;
 }
 
 inline void fill_zero(const char* op, void* at, size_t bytes, const Context& context) {
@@ -95,6 +108,18 @@ inline void fill_zero(const char* op, void* at, size_t bytes, const Context& con
 
 }  // namespace dev
 #endif
+
+// As many blocks as the device runs at once.
+template <class... Params, class... Args>
+void launch_resident(const char* op, void (*kernel)(Params...), int threads, size_t shared_bytes,
+                     const Context& context, const Args&... args) {
+  const int64_t blocks = dev::resident_blocks(op, kernel, threads, shared_bytes);
+  check(blocks > 0 &&
+            dev::launch_together(op, kernel, blocks, threads, shared_bytes, context, args...),
+        ErrorKind::kUnsupported, op, ": this device does not run ", blocks,
+        " blocks at once, which wait for each other, of ", threads, " threads and ", shared_bytes,
+        " bytes of shared memory");
+}
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

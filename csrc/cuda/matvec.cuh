@@ -25,6 +25,11 @@ constexpr int kMatvecStep = kWarp * 8;   // inputs of a step
 constexpr int64_t kMatvecInputs = 8192;  // x values of all rows in shared memory at a time
 constexpr int64_t kMatvecRows = 8;
 
+// Blocks that compute so many pairs, so many of them a warp, at once.
+constexpr int64_t matvec_blocks(int64_t units, int pairs) {
+  return ceil_div(units, kMatvecWarps * pairs);
+}
+
 template <class T>
 struct Pair {
   const T* a;
@@ -51,19 +56,76 @@ struct RowsOf {
   float sums[kMatvecWarps];
 };
 
-// The norm's factor of a row, by the whole block, which it leaves in step; sums: [kMatvecWarps]
-// shared.
-__device__ __forceinline__ float norm_factor_of_block(const Input& in, const float* row,
-                                                      float* sums) {
-  float sum = 0.0f;
-  for (int64_t i = dev::thread(); i < in.k; i += kMatvecThreads) sum = fmaf(row[i], row[i], sum);
-  sum = warp_sum(sum);
-  if (dev::thread() % kWarp == 0) sums[dev::thread() / kWarp] = sum;
-  dev::sync_block();
+__device__ __forceinline__ bool aligned(const float* at) {
+  return reinterpret_cast<uintptr_t>(at) % sizeof(Chunk) == 0;
+}
+
+// A row's squares are summed in as many parts as a block has warps, which take 128 values in turn,
+// a lane four, and the parts are added in order. So a warp each or one warp for all parts come to
+// the same bits.
+constexpr int64_t kNormTurn = kMatvecWarps * kWarp * 4;
+
+// The sums of parts [first, first + kParts), each over the warp.
+template <int kParts>
+__device__ __forceinline__ void sum_squares(const float* row, int64_t k, int first,
+                                            float (&sum)[kParts]) {
+  constexpr int kAhead = 8 / kParts;  // turns whose loads are on their way together
+  const bool wide = k % 4 == 0 && aligned(row);
+  const int64_t own = (first * kWarp + dev::thread() % kWarp) * 4;
+#pragma unroll
+  for (int p = 0; p < kParts; ++p) sum[p] = 0.0f;
+#pragma unroll 1
+  for (int64_t begin = own; begin < k; begin += kAhead * kNormTurn) {
+    Chunk x[kAhead][kParts];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a)
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t at = begin + a * kNormTurn + p * kWarp * 4;
+        if (wide) {
+          x[a][p] = dev::load_if(at < k, row + at);
+        } else {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) x[a][p].word[i] = at + i < k ? dev::bits_of(row[at + i]) : 0u;
+        }
+      }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a)
+#pragma unroll
+      for (int p = 0; p < kParts; ++p)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float value = dev::float_of(x[a][p].word[i]);
+          sum[p] = fmaf(value, value, sum[p]);
+        }
+  }
+#pragma unroll
+  for (int p = 0; p < kParts; ++p) sum[p] = warp_sum(sum[p]);
+}
+
+__device__ __forceinline__ float norm_factor(const Input& in, const float (&sums)[kMatvecWarps]) {
   float total = 0.0f;
+#pragma unroll
   for (int w = 0; w < kMatvecWarps; ++w) total += sums[w];
-  dev::sync_block();
   return 1.0f / sqrtf(total / static_cast<float>(in.k) + in.eps);
+}
+
+// The norm's factor of a row, by the whole block; sums: shared.
+__device__ __forceinline__ float norm_factor_of_block(const Input& in, const float* row,
+                                                      float (&sums)[kMatvecWarps]) {
+  const int warp = dev::thread() / kWarp;
+  float sum[1];
+  sum_squares<1>(row, in.k, warp, sum);
+  if (dev::thread() % kWarp == 0) sums[warp] = sum[0];
+  dev::sync_block();
+  return norm_factor(in, sums);
+}
+
+// The same by a warp.
+__device__ __forceinline__ float norm_factor_of_warp(const Input& in, const float* row) {
+  float sums[kMatvecWarps];
+  sum_squares<kMatvecWarps>(row, in.k, 0, sums);
+  return norm_factor(in, sums);
 }
 
 // How many inputs of each row are in shared memory at a time, a multiple of kMatvecStep.
@@ -122,10 +184,6 @@ __device__ __forceinline__ void stage_eights(const Input& in, const RowsOf<M>& o
       }
     }
   }
-}
-
-__device__ __forceinline__ bool aligned(const float* at) {
-  return reinterpret_cast<uintptr_t>(at) % sizeof(Chunk) == 0;
 }
 
 template <int M>
@@ -253,19 +311,25 @@ __device__ __forceinline__ void add_chunk_anywhere(const WeightRows<T, P>& weigh
   }
 }
 
-// The beginnings of the warp's weights, while what they are multiplied with is still on its way.
+// Of a row of weights, from its beginning: a short one whole, or what the first step or two take.
+template <class T>
+__device__ __forceinline__ int64_t first_bytes(int64_t k) {
+  constexpr int64_t kWhole = 4096, kBeginning = 2048;
+  const int64_t bytes = k * static_cast<int64_t>(sizeof(T));
+  return bytes <= kWhole ? bytes : kBeginning;
+}
+
+// The beginnings of the weights of a task's warp come closer, while what they are multiplied with
+// is still on its way.
 template <class T, int P, class Op>
-__device__ __forceinline__ void prefetch_first(const Input& in, const Op& op, int64_t block) {
-  constexpr int64_t kBytes = 1024;  // of a row
-  const int64_t first = (block * kMatvecWarps + dev::thread() / kWarp) * P;
-  const int64_t row_bytes = in.k * static_cast<int64_t>(sizeof(T));
-  const int64_t bytes = row_bytes < kBytes ? row_bytes : kBytes;
+__device__ __forceinline__ void prefetch_first(const Input& in, const Op& op, int64_t task) {
+  const int64_t first = (task * kMatvecWarps + dev::thread() / kWarp) * P;
 #pragma unroll
   for (int p = 0; p < P; ++p) {
     if (first + p >= op.units()) break;
     const Pair<T> pair = op.pair(first + p);
-    if (pair.a != nullptr) dev::prefetch_by_warp(pair.a, bytes);
-    if (pair.b != nullptr) dev::prefetch_by_warp(pair.b, bytes);
+    if (pair.a != nullptr) dev::prefetch_by_warp(pair.a, first_bytes<T>(in.k));
+    if (pair.b != nullptr) dev::prefetch_by_warp(pair.b, first_bytes<T>(in.k));
   }
 }
 
@@ -278,14 +342,30 @@ __device__ __forceinline__ void find_rows(const Input& in, int64_t count, const 
   if (dev::thread() < M)
     of.rows[dev::thread()] = dev::thread() < count ? row_at(dev::thread()) : nullptr;
   dev::sync_block();
-  if (in.norm != nullptr) {
+  if (in.norm == nullptr) return;
+  if (M == 1 || count == 1) {
+    const float factor = norm_factor_of_block(in, of.rows[0], of.sums);
+    if (dev::thread() == 0) of.factor[0] = factor;
+  } else {
 #pragma unroll 1
-    for (int m = 0; m < M && m < count; ++m) {
-      const float factor = norm_factor_of_block(in, of.rows[m], of.sums);
-      if (dev::thread() == 0) of.factor[m] = factor;
+    for (int m = dev::thread() / kWarp; m < M && m < count; m += kMatvecWarps) {
+      const float factor = norm_factor_of_warp(in, of.rows[m]);
+      if (dev::thread() % kWarp == 0) of.factor[m] = factor;
     }
-    dev::sync_block();
   }
+  dev::sync_block();
+}
+
+// The weights of the chunk behind the present one, `left` inputs or fewer, while this one is
+// staged.
+template <class T, int P>
+__device__ __forceinline__ void prefetch_next(const WeightRows<T, P>& weights, int64_t chunk,
+                                              int64_t left) {
+#pragma unroll
+  for (int p = 0; p < P; ++p)
+#pragma unroll
+    for (int side = 0; side < 2; ++side)
+      dev::prefetch_by_warp(weights[p][side] + chunk, first_bytes<T>(left < chunk ? left : chunk));
 }
 
 // P pairs of a warp and the rows that were found, [begin, begin + count) of the op's. block: which
@@ -303,6 +383,7 @@ __device__ __forceinline__ void multiply_rows(const Input& in, int64_t begin, in
   find_weights<T, P>(op, idle ? 0 : first, weights);
   float sum[M][P][2] = {};
   for (int64_t at = 0; at < in.k; at += chunk) {
+    if (M > 1 && at + chunk < in.k && !idle) prefetch_next<T, P>(weights, chunk, in.k - at - chunk);
     if (!staged) {
       if (at > 0) dev::sync_block();
       stage<M>(in, of, at, chunk, shared);
@@ -335,20 +416,48 @@ __device__ __forceinline__ void multiply_rows(const Input& in, int64_t begin, in
     op.store(unit, begin + lane / P, own[0], own[1]);
 }
 
-// P pairs of a warp and rows [begin, begin + count), at most M.
-template <class T, int M, int P, class Op, class RowAt>
-__device__ void matvec(const Input& in, int64_t begin, int64_t count, const RowAt& row_at,
-                       const Op& op, float* shared, int64_t block) {
-  find_rows<M>(in, count, row_at, shared);
-  multiply_rows<T, M, P>(in, begin, count, op, shared, block, false);
+// A block's share of a product: tasks `task`, `task + blocks`, ..., each P pairs of every warp. The
+// inputs are staged once where all of them fit. Rows were found before.
+template <class T, int M, int P, class Op>
+__device__ __forceinline__ void multiply_in_turn(const Input& in, int64_t begin, int64_t count,
+                                                 const Op& op, float* shared, int64_t task,
+                                                 int64_t blocks) {
+  const int64_t tasks = matvec_blocks(op.units(), P);
+  const bool whole = in.k <= matvec_chunk<M>(in.k);
+#pragma unroll 1
+  for (bool staged = false; task < tasks; task += blocks) {
+    if (task + blocks < tasks) prefetch_first<T, P>(in, op, task + blocks);
+    multiply_rows<T, M, P>(in, begin, count, op, shared, task, staged);
+    staged = whole;
+    if (!whole) dev::sync_block();  // what was staged has been read
+  }
 }
 
-constexpr int64_t matvec_blocks(int64_t units, int pairs) {
-  return ceil_div(units, kMatvecWarps * pairs);
+// The same for rows [begin, begin + count), at most M, that are to be found first.
+template <class T, int M, int P, class Op, class RowAt>
+__device__ __forceinline__ void matvec(const Input& in, int64_t begin, int64_t count,
+                                       const RowAt& row_at, const Op& op, float* shared,
+                                       int64_t task, int64_t blocks) {
+  find_rows<M>(in, count, row_at, shared);
+  multiply_in_turn<T, M, P>(in, begin, count, op, shared, task, blocks);
+}
+
+// The same where the device alone knows how many rows there are: few of M take what few rows take,
+// less to compute for each weight.
+template <class T, int M, int P, class Op, class RowAt>
+__device__ __forceinline__ void matvec_of_live(const Input& in, int64_t begin, int64_t count,
+                                               const RowAt& row_at, const Op& op, float* shared,
+                                               int64_t task, int64_t blocks) {
+  if constexpr (M > 1 && sizeof(T) == 2) {
+    constexpr int kFewer = M == 8 ? 4 : 1;
+    if (count <= kFewer)
+      return matvec_of_live<T, kFewer, P>(in, begin, count, row_at, op, shared, task, blocks);
+  }
+  matvec<T, M, P>(in, begin, count, row_at, op, shared, task, blocks);
 }
 
 // Blocks of a multiprocessor that registers must leave room for.
-constexpr int matvec_resident(int m) { return m == 1 ? 5 : m == 4 ? 3 : 2; }
+constexpr int matvec_resident(int m) { return m == 1 ? 6 : 3; }
 
 // Pairs of a warp: with many rows two, so that each value of x that is read serves four products.
 constexpr int matvec_pairs(int m) { return m < 4 ? 1 : 2; }

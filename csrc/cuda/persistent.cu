@@ -194,19 +194,13 @@ class Walk {
     if (p.rows == nullptr || p.rows->count == 0) return taken;
     const ProductOp<U> op{p, args_};
     const int64_t tasks = matvec_blocks(op.units(), kPairs);
-    int64_t task = first_task(taken);
+    const int64_t task = first_task(taken);
     if (task >= tasks) return taken + tasks;
     const Input in = input(p);
     const int32_t count = p.rows->count;
     dev::sync_block();  // what was in shared memory has been read
     find_rows<M>(in, count, [&](int m) { return p.x + p.rows->number[m] * in.k; }, shared_);
-    const bool whole = in.k <= matvec_chunk<M>(in.k);
-    for (bool staged = false; task < tasks; task += dev::blocks()) {
-      if (task + dev::blocks() < tasks) prefetch_first<U, kPairs>(in, op, task + dev::blocks());
-      multiply_rows<U, M, kPairs>(in, 0, count, op, shared_, task, staged);
-      staged = whole;
-      if (!whole) dev::sync_block();
-    }
+    multiply_in_turn<U, M, kPairs>(in, 0, count, op, shared_, task, dev::blocks());
     return taken + tasks;
   }
 
@@ -317,9 +311,9 @@ void launch_pass(const PersistentArgs& args, const Context& context) {
       std::max(matvec_shared_bytes<M>(inputs), attention_shared_bytes(layout.head_dim));
   const int64_t state_at = ceil_div(static_cast<int64_t>(phase), sizeof(Chunk)) *
                            static_cast<int64_t>(sizeof(Chunk) / sizeof(float));
-  dev::launch_resident("persistent_pass", persistent_kernel<T, M>, kMatvecThreads,
-                       static_cast<size_t>(state_at) * sizeof(float) + sizeof(PersistentState),
-                       context, args, state_at);
+  launch_resident("persistent_pass", persistent_kernel<T, M>, kMatvecThreads,
+                  static_cast<size_t>(state_at) * sizeof(float) + sizeof(PersistentState), context,
+                  args, state_at);
 }
 
 }  // namespace

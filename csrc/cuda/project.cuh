@@ -18,7 +18,8 @@ struct Projection {
   __device__ int64_t first_units() const {
     return args.rotate_first ? args.first.n / 2 : paired_units(args.first.n);
   }
-  __device__ int64_t units() const { return first_units() + args.k.n / 2 + paired_units(args.v.n); }
+  __device__ int64_t cached_units() const { return args.k.n / 2 + paired_units(args.v.n); }
+  __device__ int64_t units() const { return cached_units() + first_units(); }
 
   __device__ int64_t rotated_output(int64_t unit) const {
     return cuda::rotated_output(unit, args.head_dim);
@@ -28,12 +29,12 @@ struct Projection {
     return rotated_rows<T>(w, unit, args.head_dim);
   }
 
+  // Keys and values come first: what is stored of them takes the longest way.
   __device__ Pair<T> pair(int64_t unit) const {
-    if (unit < first_units())
-      return args.rotate_first ? rotated_pair(args.first, unit) : paired_rows<T>(args.first, unit);
-    unit -= first_units();
     if (unit < args.k.n / 2) return rotated_pair(args.k, unit);
-    return paired_rows<T>(args.v, unit - args.k.n / 2);
+    if (unit < cached_units()) return paired_rows<T>(args.v, unit - args.k.n / 2);
+    unit -= cached_units();
+    return args.rotate_first ? rotated_pair(args.first, unit) : paired_rows<T>(args.first, unit);
   }
 
   // Number of the batch's row that the call's row i is.
@@ -48,7 +49,8 @@ struct Projection {
   }
 
   __device__ void store(int64_t unit, int64_t i, float ya, float yb) const {
-    if (unit >= first_units()) return store_cached(unit - first_units(), i, ya, yb);
+    if (unit < cached_units()) return store_cached(unit, i, ya, yb);
+    unit -= cached_units();
     const PackedMatrix& w = args.first;
     float* y = row_of(args.first_out, i);
     const int64_t n = args.rotate_first ? rotated_output(unit) : paired_output(unit);

@@ -11,8 +11,9 @@ __global__ void __launch_bounds__(kMatvecThreads) rms_norm_kernel(const RmsNormA
   const int64_t i = dev::block();
   if (i >= live_rows(args.x)) return;
   const float* x = row_of(args.x, i);
+  using Sums = float[kMatvecWarps];
   const float factor = norm_factor_of_block({args.x, args.width, args.weight, args.eps}, x,
-                                            dev::shared_memory<float>());
+                                            *dev::shared_memory<Sums>());
   float* y = row_of(args.y, i);
   for (int64_t j = dev::thread(); j < args.width; j += kMatvecThreads)
     y[j] = x[j] * factor * args.weight[j];

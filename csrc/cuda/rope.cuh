@@ -14,10 +14,11 @@ __device__ __forceinline__ void rope_entry(const RopeTableArgs& args, int64_t i,
   args.cos_sin[i * args.head_dim + args.head_dim / 2 + j] = sinf(angle);
 }
 
-// A pair stands half a head apart: its first output.
+// A pair stands half a head apart: its first output. Numbers of outputs fit 32 bits, whose division
+// is a few instructions where that of 64 is a hundred.
 __device__ __forceinline__ int64_t rotated_output(int64_t unit, int64_t head_dim) {
-  const int64_t half = head_dim / 2;
-  return unit / half * head_dim + unit % half;
+  const auto own = static_cast<uint32_t>(unit), half = static_cast<uint32_t>(head_dim / 2);
+  return own / half * static_cast<uint32_t>(head_dim) + own % half;
 }
 
 template <class T>
@@ -30,7 +31,7 @@ __device__ __forceinline__ Pair<T> rotated_rows(const PackedMatrix& w, int64_t u
 // table: a row of cos_sin.
 __device__ __forceinline__ void rotate_pair(const float* table, int64_t unit, int64_t head_dim,
                                             float& a, float& b) {
-  const int64_t half = head_dim / 2, j = unit % half;
+  const auto half = static_cast<uint32_t>(head_dim / 2), j = static_cast<uint32_t>(unit) % half;
   const float c = table[j], s = table[half + j], before = a;
   a = before * c - b * s;
   b = b * c + before * s;

@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
     list = skips ? decisions.skipped : decisions.running;
     count = skips ? count - decisions.run : decisions.run;
     if (count == 0) return;
+    prefetch_first<T, kPairs>(entry.rows, op, block);
   }
   Input in = entry.rows;
   if (skips) {
@@ -124,7 +125,8 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
   const auto row_at = [&](int m) {
     return in.x.base + (list == nullptr ? m : list[m]) * in.x.stride;
   };
-  matvec<T, M, kPairs>(in, 0, count, row_at, op, shared, block);
+  find_rows<M>(in, count, row_at, shared);
+  multiply_rows<T, M, kPairs>(in, 0, count, op, shared, block, false);
 }
 
 template <class T, int M>

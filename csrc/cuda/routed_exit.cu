@@ -49,9 +49,12 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
   const Input in = op.adapter ? exit.adapter.activation : exit.feed_forward.activation;
   const int64_t live = live_rows(in.x);
   if (live == 0) return;  // the whole block: nothing takes this way
+  constexpr int kPairs = matvec_pairs(M);
+  const int64_t block = dev::block() - (op.adapter ? exit.feed_forward_blocks : 0);
+  prefetch_first<T, kPairs>(in, op, block);
   const auto row_at = [&](int m) { return row_of(in.x, m); };
-  matvec<T, M, matvec_pairs(M)>(in, 0, live, row_at, op, dev::shared_memory<float>(),
-                                dev::block() - (op.adapter ? exit.feed_forward_blocks : 0));
+  matvec_of_live<T, M, kPairs>(in, 0, live, row_at, op, dev::shared_memory<float>(), block,
+                               matvec_blocks(op.units(), kPairs));  // one task each
 }
 
 template <class T>

@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
   }
   dev::await_inputs();
   const auto row_at = [&](int m) { return row_of(in.x, m); };
-  matvec<float, M, 1>(in, 0, in.x.count, row_at, op, dev::shared_memory<float>(), dev::block());
+  matvec<float, M, 1>(in, 0, in.x.count, row_at, op, dev::shared_memory<float>(), dev::block(),
+                      code_blocks);
 }
 
 }  // namespace

@@ -1,4 +1,9 @@
+// A row of logits is drawn from by several blocks where the device runs them at once. Each takes
+// pieces of the vocabulary, and all meet (the barrier of a grid) where what they have found
+// together decides how they go on. Sums are over whole numbers, or over the pieces in their order:
+// the number of blocks changes no bit.
 #include "core/philox.h"
+#include "cuda/digits.cuh"
 #include "cuda/outputs.cuh"
 #include "ops/lm_head.h"
 #include "ops/sample.h"
@@ -9,66 +14,78 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kDigits = 256;  // of eight bits, four of them a key
+constexpr int kPieces = 512;                   // of the vocabulary: what a warp takes at a time
+constexpr int kMostBlocks = kPieces / kWarps;  // of a row
 constexpr float kMassUnit =
     0x1p40f;  // probabilities are counted in whole units: sums have no order
 
-constexpr int kGroup = 16;  // digits
-constexpr int kCopies = 8;  // of the counts of digits: lanes of a warp find the same digit often
-
-// What a block shares. Every sum is over whole numbers or in a fixed order.
-struct Shared {
-  uint32_t low[kDigits * kCopies];  // of 64-bit sums; a copy's neighbours are in other banks
-  uint32_t high[kDigits * kCopies];
-  uint64_t mass[kDigits];
-  uint64_t groups[kDigits / kGroup];
-  uint64_t scan[kThreads];
-  uint64_t ties_until[kWarps];  // tokens of the lightest weight in a warp's piece and before it
-  float sums[kWarps];
-  uint64_t best;
-  uint32_t digit;
-  uint64_t above;  // mass or number of what lies above the digits chosen so far; then the aim
-  uint64_t ties;   // tokens of the lightest weight before the chosen piece
-  int32_t piece;   // of the vocabulary, that the draw falls into
+// What the tokens of a piece weigh that are kept, beside those of the lightest weight, of which not
+// all are kept, and how many these are.
+struct Piece {
+  uint64_t mass;
+  uint64_t ties;
 };
 
-// One row of logits and a block that draws from it.
+// What the blocks of a row tell each other, in device memory.
+struct Room {
+  uint64_t mass[3][kDigits];  // of the present pass over the digits, the one before and the next
+  uint64_t best[kMostBlocks];
+  Piece pieces[kPieces];
+  float sums[kPieces];
+};
+constexpr size_t kRoomsAt = 256;  // behind the barrier, which all rows share
+
+// What a block shares.
+struct Shared {
+  DigitCounts<kThreads> digits;
+  uint64_t scan[kThreads];
+  uint64_t best[kWarps];
+  float sums[kWarps];
+  uint64_t wanted;  // mass that top-p keeps at least
+  int32_t piece;    // that the draw falls into
+  uint64_t aim;     // mass of that piece before the token
+  uint64_t ties;    // tokens of the lightest weight before the piece
+  int32_t token;
+};
+
+// One of the blocks that draw from a row.
 class Draw {
  public:
-  __device__ Draw(const SampleArgs& args, Shared& shared)
+  __device__ Draw(const SampleArgs& args, int blocks, Shared& shared)
       : args_(args),
         how_(settings_of(args)),
         shared_(shared),
-        row_(dev::block()),
+        blocks_(blocks),
+        part_(static_cast<int>(dev::block() % blocks)),
+        row_(dev::block() / blocks),
+        room_(reinterpret_cast<Room*>(static_cast<uint8_t*>(args.room) + kRoomsAt)[row_]),
         logits_(row_of(args.logits, row_)) {}
 
   __device__ void run() {
-    const int32_t best = find_best();
+    const uint64_t key = find_best();
+    const int32_t best = best_token(key);
     const float peak = logits_[best];
-    const bool nan = shared_.best >> 32 == 0xffffffffu;
-    if (nan || !(peak > -INFINITY && peak < INFINITY)) {
-      if (dev::thread() == 0) {
-        args_.faults[row_] = nan ? kNanLogit : kNoFiniteLogit;
-        args_.tokens[row_] = best;
-        args_.logprobs[row_] = NAN;
-      }
-      return;
-    }
-    int32_t token = best;
+    const bool nan = key >> 32 == 0xffffffffu;
+    const bool fault = nan || !(peak > -INFINITY && peak < INFINITY);
+    if (!fault) sum_exponentials(peak);
     inverse_ = 1.0f / how_.temperature;
     peak_ = peak * inverse_;
     // A temperature so low that nothing but the best is left of the numbers is none.
-    if (how_.temperature > 0.0f && fabsf(peak_) < INFINITY && inverse_ < INFINITY) {
-      if (how_.top_k > 0 && how_.top_k < args_.vocab) limit_ = kth_largest();
-      if (how_.top_p < 1.0f) keep_top_p();
-      token = walk(best);
+    const bool draws = how_.temperature > 0.0f && inverse_ < INFINITY;
+    const bool by_k = draws && how_.top_k > 0 && how_.top_k < args_.vocab;
+    const bool by_p = draws && how_.top_p < 1.0f;
+    int32_t token = best;
+    if (draws && !fault && fabsf(peak_) < INFINITY) {
+      if (by_k) limit_ = kth_largest();
+      if (by_p) keep_top_p();
+      weigh_pieces();
+      meet();
+      if (part_ == 0) token = walk(best);
+    } else {  // those of other rows meet as often
+      const int meetings = 1 + (by_k ? kKeyDigits : 0) + (by_p ? kKeyDigits : 0);
+      for (int i = 0; i < meetings; ++i) meet();
     }
-    const float total = sum_of_exponentials(peak);
-    if (dev::thread() == 0) {
-      args_.faults[row_] = kSampled;
-      args_.tokens[row_] = token;
-      args_.logprobs[row_] = logits_[token] - peak - logf(total);
-    }
+    if (part_ == 0) write(token, peak, nan ? kNanLogit : fault ? kNoFiniteLogit : kSampled);
   }
 
  private:
@@ -78,33 +95,75 @@ class Draw {
     return {args.temperature, args.top_p, args.min_p, static_cast<int32_t>(top_k)};
   }
 
-  // The first of the largest logits; a NaN lies above all.
-  __device__ int32_t find_best() {
-    uint64_t best = 0;
-    for (int64_t i = dev::thread(); i < args_.vocab; i += kThreads) {
-      const uint64_t key = best_key(logits_[i], i);
-      best = key > best ? key : best;
-    }
-    shared_.scan[dev::thread()] = best;
-    dev::sync_block();
-    if (dev::thread() < kWarp) {
-      for (int i = dev::thread() + kWarp; i < kThreads; i += kWarp)
-        best = shared_.scan[i] > best ? shared_.scan[i] : best;
-      shared_.scan[dev::thread()] = best;
-    }
-    dev::sync_block();
-    if (dev::thread() == 0) {
-      for (int i = 1; i < kWarp; ++i) best = shared_.scan[i] > best ? shared_.scan[i] : best;
-      shared_.best = best;
-    }
-    dev::sync_block();
-    return best_token(shared_.best);
+  __device__ void write(int32_t token, float peak, SampleFault fault) {
+    const float total = fault == kSampled ? total_of_exponentials() : 0.0f;
+    if (dev::thread() != 0) return;
+    args_.faults[row_] = fault;
+    args_.tokens[row_] = token;
+    args_.logprobs[row_] = fault == kSampled ? logits_[token] - peak - logf(total) : NAN;
   }
 
-  __device__ float sum_of_exponentials(float peak) {
-    float sum = 0.0f;
-    for (int64_t i = dev::thread(); i < args_.vocab; i += kThreads) sum += expf(logits_[i] - peak);
-    sum = warp_sum(sum);
+  // What any block of the grid wrote before is read by any behind it.
+  __device__ void meet() {
+    if (blocks_ == 1) return dev::sync_block();
+    auto* barrier = static_cast<uint32_t*>(args_.room);
+    dev::wait_for_grid(barrier, dev::arrive_at_grid(barrier));
+  }
+
+  // Tokens of a piece, whole turns of a warp.
+  __device__ int64_t length() const { return ceil_div(args_.vocab, kPieces * kWarp) * kWarp; }
+
+  // work(piece, from, end) for each piece that is the warp's; from: the lane's first token.
+  template <class Work>
+  __device__ void for_own_pieces(const Work& work) const {
+    for (int64_t piece = part_ * kWarps + dev::thread() / kWarp; piece * length() < args_.vocab;
+         piece += blocks_ * kWarps) {
+      const int64_t from = piece * length(), end = from + length();
+      work(piece, from + dev::thread() % kWarp, end < args_.vocab ? end : args_.vocab);
+    }
+  }
+  // The thread's piece where each has one.
+  template <class Value>
+  __device__ Value own_piece(const Value* pieces) const {
+    return dev::thread() * length() < args_.vocab ? pieces[dev::thread()] : Value{};
+  }
+  // work(i) for each token in them, by one thread each.
+  template <class Work>
+  __device__ void for_own_tokens(const Work& work) const {
+    for_own_pieces([&](int64_t, int64_t from, int64_t end) {
+      for (int64_t i = from; i < end; i += kWarp) work(i);
+    });
+  }
+
+  // Key of the first of the largest logits; a NaN lies above all.
+  __device__ uint64_t find_best() {
+    if (part_ == 0 && dev::thread() < kDigits) room_.mass[0][dev::thread()] = 0;
+    uint64_t best = 0;
+    for_own_tokens([&](int64_t i) {
+      const uint64_t key = best_key(logits_[i], i);
+      best = key > best ? key : best;
+    });
+    best = warp_max(best);
+    if (dev::thread() % kWarp == 0) shared_.best[dev::thread() / kWarp] = best;
+    dev::sync_block();
+    for (int w = 0; w < kWarps; ++w) best = shared_.best[w] > best ? shared_.best[w] : best;
+    if (dev::thread() == 0) room_.best[part_] = best;
+    meet();
+    for (int b = 0; b < blocks_; ++b) best = room_.best[b] > best ? room_.best[b] : best;
+    return best;
+  }
+
+  // Of each piece, for total_of_exponentials() behind the next meeting.
+  __device__ void sum_exponentials(float peak) {
+    for_own_pieces([&](int64_t piece, int64_t from, int64_t end) {
+      float sum = 0.0f;
+      for (int64_t i = from; i < end; i += kWarp) sum += expf(logits_[i] - peak);
+      sum = warp_sum(sum);
+      if (dev::thread() % kWarp == 0) room_.sums[piece] = sum;
+    });
+  }
+  __device__ float total_of_exponentials() {
+    const float sum = warp_sum(own_piece(room_.sums));
     if (dev::thread() % kWarp == 0) shared_.sums[dev::thread() / kWarp] = sum;
     dev::sync_block();
     float total = 0.0f;
@@ -123,57 +182,25 @@ class Draw {
     return static_cast<uint64_t>(weight * kMassUnit + 0.5f);
   }
 
-  // Adds to a digit's count, in this lane's copy. Halves of 32 bits, which shared memory adds by
-  // itself: 64 bits it would only exchange, again and again while others do.
-  __device__ void count(uint32_t digit, uint64_t value) {
-    const uint32_t at = digit * kCopies + static_cast<uint32_t>(dev::thread() % kCopies);
-    const auto low = static_cast<uint32_t>(value);
-    auto high = static_cast<uint32_t>(value >> 32);
-    if (dev::fetch_add(&shared_.low[at], low) + low < low) ++high;  // it went round
-    if (high > 0) dev::fetch_add(&shared_.high[at], high);
-  }
-  __device__ void count_one(uint32_t digit) {
-    dev::fetch_add(&shared_.low[digit * kCopies + static_cast<uint32_t>(dev::thread() % kCopies)],
-                   1u);
-  }
-
   // Counts the values whose key has the known digits, by their next digit; then finds the digit in
-  // which the count from above passes `wanted`. add(i, digit) counts token i.
-  template <class Key, class Add>
-  __device__ void next_digit(int shift, uint32_t known, uint64_t wanted, const Key& key,
+  // which the count from above passes wanted(), which thread 0 asks. add(i, digit) counts token i.
+  template <class Wanted, class Key, class Add>
+  __device__ void next_digit(int shift, uint32_t known, const Wanted& wanted, const Key& key,
                              const Add& add) {
-    for (int i = dev::thread(); i < kDigits * kCopies; i += kThreads)
-      shared_.low[i] = shared_.high[i] = 0;
+    // The next pass's counts: whoever read them, three passes ago, is behind two meetings.
+    uint64_t *mass = room_.mass[pass_ % 3], *next = room_.mass[(pass_ + 1) % 3];
+    ++pass_;
+    if (part_ == 0 && dev::thread() < kDigits) next[dev::thread()] = 0;
+    shared_.digits.clear();
     dev::sync_block();
-    for (int64_t i = dev::thread(); i < args_.vocab; i += kThreads) {
+    for_own_tokens([&](int64_t i) {
       const uint32_t own = key(i);
-      if (shift < 24 && own >> (shift + 8) != known >> (shift + 8)) continue;
-      add(i, own >> shift & 0xffu);
-    }
+      if (shift == 24 || own >> (shift + 8) == known >> (shift + 8)) add(i, own >> shift & 0xffu);
+    });
     dev::sync_block();
-    if (dev::thread() < kDigits) {
-      uint64_t sum = 0;
-      for (int i = dev::thread() * kCopies; i < (dev::thread() + 1) * kCopies; ++i)
-        sum += shared_.low[i] + (static_cast<uint64_t>(shared_.high[i]) << 32);
-      shared_.mass[dev::thread()] = sum;
-    }
-    dev::sync_block();
-    if (dev::thread() < kDigits / kGroup) {
-      uint64_t sum = 0;
-      for (int i = 0; i < kGroup; ++i) sum += shared_.mass[dev::thread() * kGroup + i];
-      shared_.groups[dev::thread()] = sum;
-    }
-    dev::sync_block();
-    if (dev::thread() == 0) {
-      uint64_t above = shift == 24 ? 0 : shared_.above;
-      int d = kDigits - 1;
-      for (; d >= kGroup && above + shared_.groups[d / kGroup] < wanted; d -= kGroup)
-        above += shared_.groups[d / kGroup];
-      while (d > 0 && above + shared_.mass[d] < wanted) above += shared_.mass[d--];
-      shared_.digit = static_cast<uint32_t>(d);
-      shared_.above = above;
-    }
-    dev::sync_block();
+    shared_.digits.add_to(mass);
+    meet();
+    shared_.digits.choose(mass, shift == 24, wanted);
   }
 
   // Key of the k-th largest scaled logit.
@@ -181,37 +208,43 @@ class Draw {
     uint32_t known = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
       next_digit(
-          shift, known, static_cast<uint64_t>(how_.top_k),
+          shift, known, [&] { return static_cast<uint64_t>(how_.top_k); },
           [&](int64_t i) { return ordered_bits(scaled(i)); },
-          [&](int64_t, uint32_t digit) { count_one(digit); });
-      known |= shared_.digit << shift;
+          [&](int64_t, uint32_t digit) { shared_.digits.add_one(digit); });
+      known |= shared_.digits.digit << shift;
     }
     return known;
   }
 
+  // By one thread, behind the pass over the first digits, which every token with a mass is in.
+  __device__ uint64_t top_p_of_total() const {
+    const double wanted =
+        static_cast<double>(how_.top_p) * static_cast<double>(shared_.digits.all());
+    return static_cast<uint64_t>(ceil(wanted));  // at least 1: the best token's mass is kMassUnit
+  }
+
   // The lightest weight that is kept, and of how many tokens of just that weight.
   __device__ void keep_top_p() {
-    const uint64_t total = sum_over_tokens([&](int64_t i) { return mass_of(weight(i)); });
-    const double wanted = static_cast<double>(how_.top_p) * static_cast<double>(total);
-    const auto whole = static_cast<uint64_t>(ceil(wanted));
     uint32_t known = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
       next_digit(
-          shift, known, whole < 1 ? 1 : whole, [&](int64_t i) { return dev::bits_of(weight(i)); },
+          shift, known,
+          [&] {
+            if (shift == 24) shared_.wanted = top_p_of_total();
+            return shared_.wanted;
+          },
+          [&](int64_t i) { return dev::bits_of(weight(i)); },
           [&](int64_t i, uint32_t digit) {
             const uint64_t mass = mass_of(weight(i));
-            if (mass > 0) count(digit, mass);
+            if (mass > 0) shared_.digits.add(digit, mass);
           });
-      known |= shared_.digit << shift;
+      known |= shared_.digits.digit << shift;
     }
     lightest_ = known;
-    const uint64_t each = mass_of(dev::float_of(known)), left = whole - shared_.above;
+    const uint64_t each = mass_of(dev::float_of(known)),
+                   left = shared_.wanted - shared_.digits.above;
     ties_ = each == 0 || left == 0 ? 1 : (left + each - 1) / each;
-    dev::sync_block();  // `above` may be written again
   }
-
-  // Tokens of a warp in the walk: a piece of the vocabulary.
-  __device__ int64_t piece() const { return (args_.vocab + kWarps - 1) / kWarps; }
 
   // Inclusive sums over the threads, in shared_.scan.
   __device__ void scan(uint64_t own) {
@@ -224,16 +257,6 @@ class Draw {
       shared_.scan[dev::thread()] += before;
       dev::sync_block();
     }
-  }
-
-  template <class Value>
-  __device__ uint64_t sum_over_tokens(const Value& value) {
-    uint64_t sum = 0;
-    for (int64_t i = dev::thread(); i < args_.vocab; i += kThreads) sum += value(i);
-    scan(sum);
-    const uint64_t total = shared_.scan[kThreads - 1];
-    dev::sync_block();
-    return total;
   }
 
   // Mass of a token, and whether it has the lightest weight, of which not all are kept.
@@ -253,60 +276,53 @@ class Draw {
     return ties < left ? ties : left;
   }
 
-  // Draws among what is left, token by token in their order; `best` where nothing has any mass.
-  // First the piece of a warp that holds it, whose lanes read neighbours, then the token in there.
-  __device__ int32_t walk(int32_t best) {
-    const int64_t from = dev::thread() / kWarp * piece();
-    const int64_t end = from + piece() < args_.vocab ? from + piece() : args_.vocab;
-    uint64_t mass = 0, ties = 0;
-    for (int64_t i = from + dev::thread() % kWarp; i < end; i += kWarp) {
-      const Kept one = kept(i);
-      (one.tie ? ties : mass) += one.tie ? 1 : one.mass;
-    }
-    const uint64_t each = mass_of(dev::float_of(lightest_));
-    scan(ties);
-    if (dev::thread() < kWarps) shared_.ties_until[dev::thread()] = warp_end(dev::thread());
-    dev::sync_block();
-    scan(mass);
-    if (dev::thread() == 0) choose_piece(each);
-    dev::sync_block();
-    if (shared_.piece < 0) return best;  // the same for all threads
-    find_token(each);
-    const auto token = static_cast<int32_t>(shared_.digit);
-    dev::sync_block();
-    return token;
+  // What is left of each piece, for walk() behind the next meeting.
+  __device__ void weigh_pieces() {
+    for_own_pieces([&](int64_t piece, int64_t from, int64_t end) {
+      Piece own{};
+      for (int64_t i = from; i < end; i += kWarp) {
+        const Kept one = kept(i);
+        (one.tie ? own.ties : own.mass) += one.tie ? 1 : one.mass;
+      }
+      own = {warp_sum(own.mass), warp_sum(own.ties)};
+      if (dev::thread() % kWarp == 0) room_.pieces[piece] = own;
+    });
   }
 
-  // A warp's last entry of the scan.
-  __device__ uint64_t warp_end(int warp) const { return shared_.scan[(warp + 1) * kWarp - 1]; }
-
-  // By one thread: the piece that the draw falls into, -1 where nothing has any mass; how much of
-  // that piece lies before the aim, and how many ties before the piece.
-  __device__ void choose_piece(uint64_t each) {
-    const auto ties_before_end = [&](int warp) {
-      return warp < 0 ? uint64_t{0} : shared_.ties_until[warp];
-    };
-    const auto until = [&](int warp) {
-      return warp < 0 ? uint64_t{0} : warp_end(warp) + kept_ties(0, ties_before_end(warp)) * each;
-    };
-    const uint64_t total = until(kWarps - 1);
-    shared_.piece = -1;
-    if (total == 0) return;
+  // Draws among what is left, token by token in their order; `best` where nothing has any mass.
+  // First the piece that holds the draw, a thread a piece, then the token in there.
+  __device__ int32_t walk(int32_t best) {
+    static_assert(kPieces <= kThreads);
+    const uint64_t each = mass_of(dev::float_of(lightest_));
+    const Piece own = own_piece(room_.pieces);
+    if (dev::thread() == 0) shared_.piece = -1;
+    scan(own.ties);
+    const uint64_t ties_before = shared_.scan[dev::thread()] - own.ties;
+    dev::sync_block();
+    const uint64_t mass = own.mass + kept_ties(ties_before, own.ties) * each;
+    scan(mass);
+    const uint64_t until = shared_.scan[dev::thread()], total = shared_.scan[kThreads - 1];
     const double uniform =
         philox_uniform(args_.seeds[row_], static_cast<uint64_t>(args_.positions[row_]));
     auto aim = static_cast<uint64_t>(uniform * static_cast<double>(total));
     aim = aim < total ? aim : total - 1;
-    int warp = 0;
-    while (aim >= until(warp)) ++warp;
-    shared_.piece = warp;
-    shared_.above = aim - until(warp - 1);
-    shared_.ties = ties_before_end(warp - 1);
+    if (total > 0 && aim >= until - mass && aim < until) {  // one thread
+      shared_.piece = dev::thread();
+      shared_.aim = aim - (until - mass);
+      shared_.ties = ties_before;
+    }
+    dev::sync_block();
+    if (shared_.piece < 0) return best;  // the same for all threads
+    find_token(each);
+    const int32_t token = shared_.token;
+    dev::sync_block();
+    return token;
   }
 
-  // The token of the chosen piece at the aim, into shared_.digit.
+  // The token of the chosen piece at the aim, into shared_.token.
   __device__ void find_token(uint64_t each) {
-    const int64_t own = (piece() + kThreads - 1) / kThreads;
-    const int64_t first = shared_.piece * piece(), last = first + piece();
+    const int64_t own = (length() + kThreads - 1) / kThreads;
+    const int64_t first = shared_.piece * length(), last = first + length();
     const int64_t from = first + dev::thread() * own;
     int64_t end = from + own < last ? from + own : last;
     end = end < args_.vocab ? end : args_.vocab;
@@ -320,7 +336,7 @@ class Draw {
     dev::sync_block();
     mass += kept_ties(ties_before, ties) * each;
     scan(mass);
-    const uint64_t until = shared_.scan[dev::thread()], aim = shared_.above;
+    const uint64_t until = shared_.scan[dev::thread()], aim = shared_.aim;
     if (aim >= until - mass && aim < until) {  // one thread's tokens hold it
       uint64_t at = until - mass;
       for (int64_t i = from; i < end; ++i) {
@@ -328,7 +344,7 @@ class Draw {
         at += one.tie ? kept_ties(ties_before, 1) * each : one.mass;
         ties_before += one.tie ? 1 : 0;
         if (aim < at) {
-          shared_.digit = static_cast<uint32_t>(i);
+          shared_.token = static_cast<int32_t>(i);
           break;
         }
       }
@@ -339,8 +355,12 @@ class Draw {
   const SampleArgs& args_;
   const SampleSettings how_;
   Shared& shared_;
+  const int blocks_;  // of the row
+  const int part_;    // this one's number
   const int64_t row_;
+  Room& room_;
   const float* logits_;
+  int pass_ = 0;  // over the digits
   float inverse_ = 1.0f;
   float peak_ = 0.0f;
   uint32_t limit_ = 0;     // smallest key that top-k keeps
@@ -348,17 +368,35 @@ class Draw {
   uint64_t ties_ = 0;
 };
 
-__global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs args) {
+__global__ void __launch_bounds__(kThreads, 1)
+    sample_kernel(const SampleArgs args, const int blocks) {
   dev::await_inputs();
-  Draw(args, *dev::shared_memory<Shared>()).run();
+  Draw(args, blocks, *dev::shared_memory<Shared>()).run();
+}
+
+// Blocks of a row: together at most half of what the device runs at once, of which others may have
+// a part.
+int blocks_of_row(int64_t rows) {
+  const int64_t most = dev::resident_blocks("sample", sample_kernel, kThreads, sizeof(Shared)) / 2;
+  int blocks = kMostBlocks;
+  while (blocks > 1 && rows * blocks > most) blocks /= 2;
+  return blocks;
 }
 
 }  // namespace
 
+size_t sample_room_bytes(int64_t rows) {
+  return kRoomsAt + static_cast<size_t>(rows) * sizeof(Room);
+}
+
 void sample(const SampleArgs& args, const Context& context) {
-  if (args.logits.count == 0) return;
-  dev::launch("sample", sample_kernel, grid_of(args.logits.count), kThreads, sizeof(Shared),
-              context, args);
+  const int64_t rows = args.logits.count;
+  if (rows == 0) return;
+  const int blocks = args.together ? blocks_of_row(rows) : 1;
+  if (blocks > 1 && dev::launch_together("sample", sample_kernel, rows * blocks, kThreads,
+                                         sizeof(Shared), context, args, blocks))
+    return;
+  dev::launch("sample", sample_kernel, grid_of(rows), kThreads, sizeof(Shared), context, args, 1);
 }
 
 }  // namespace flexidepth::cuda

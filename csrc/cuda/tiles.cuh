@@ -39,34 +39,6 @@ __device__ __forceinline__ bool in_eights(const Input& in) {
   return aligned(in.x.base) && in.x.stride % 4 == 0 && aligned(in.norm);
 }
 
-// One row's norm factor, by one warp.
-__device__ __forceinline__ float norm_factor(const Input& in, const float* row, bool eights) {
-  const int lane = dev::thread() % kWarp;
-  float sum = 0.0f;
-  if (!eights) {
-    for (int64_t i = lane; i < in.k; i += kWarp) sum = fmaf(row[i], row[i], sum);
-  } else {
-    for (int64_t i = lane * 8; i < in.k; i += kTileAhead * kTileInputs) {
-      Chunk x[kTileAhead][2];
-#pragma unroll
-      for (int a = 0; a < kTileAhead; ++a)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int64_t at = i + a * kTileInputs;
-          x[a][half] = dev::load_if(at < in.k, row + at + half * 4);
-        }
-#pragma unroll
-      for (int a = 0; a < kTileAhead; ++a)
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float value = dev::float_of(x[a][j / 4].word[j % 4]);
-          sum = fmaf(value, value, sum);
-        }
-    }
-  }
-  return 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(in.k) + in.eps);
-}
-
 // Inputs [at, at + inputs) of `rows` rows into x, [64][kTileStride], zeros behind them. A lane
 // takes eight inputs in a row, a warp every fourth row, and asks for several before it writes the
 // first.
@@ -186,7 +158,7 @@ __device__ void tile_product(const Input& in, int64_t begin, const Op& op, unsig
   if (in.norm != nullptr) {
     dev::sync_block();
     for (int m = warp; m < rows; m += kTileWarps) {
-      const float own = norm_factor(in, of.rows[m], eights);
+      const float own = norm_factor_of_warp(in, of.rows[m]);
       if (lane == 0) of.factor[m] = own;
     }
   }

@@ -33,6 +33,8 @@ struct SampleArgs {
   float* logprobs;            // [rows]: log-softmax of the logits as given, at the chosen token
   int32_t* faults = nullptr;  // CUDA: [rows], a SampleFault each; the CPU throws
   const SampleSettings* settings_at = nullptr;  // CUDA: in device memory; null = the four above
+  void* room = nullptr;  // CUDA: sample_room_bytes(rows), 0 before its first use
+  bool together = true;  // CUDA: several blocks may draw from a row, which wait for each other
 };
 
 enum SampleFault : int32_t { kSampled = 0, kNanLogit = 1, kNoFiniteLogit = 2 };
@@ -41,7 +43,8 @@ namespace cpu {
 void sample(const SampleArgs& args, const Context& context);
 }
 namespace cuda {
+size_t sample_room_bytes(int64_t rows);
 void sample(const SampleArgs& args, const Context& context);
-}
+}  // namespace cuda
 
 }  // namespace flexidepth

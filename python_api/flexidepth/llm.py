@@ -337,7 +337,7 @@ class FlexiDepth:
 
     def _thresholds(self, *given: Any) -> Tensor | None:
         values = resolve_thresholds(self.config, *given)
-        return None if values is None else torch.tensor(values, dtype=torch.float32)
+        return None if values is None else torch.tensor(values, dtype=torch.float32, device="cpu")
 
     def _routing(
         self,

@@ -71,7 +71,8 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., CudaEngine]]:
 
     def engine(model, dtype=torch.float32, **arguments):
         runtime = CudaRuntime() if ON_DEVICE else FakeRuntime(request.getfixturevalue("emulated"))
-        arguments = {"max_rows": 64, "runtime": runtime, "persistent": False, **arguments}
+        forms = {"overlap": False, "persistent": False}
+        arguments = {"max_rows": 64, "runtime": runtime, **forms, **arguments}
         made.append(CudaEngine(model.config, weights_of(model), dtype=dtype, **arguments))
         return made[-1]
 

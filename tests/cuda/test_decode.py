@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flexidepth_ext.cuda_decode import RING, Sampling
+from flexidepth_ext.cuda_choice import PassForm
+from flexidepth_ext.cuda_decode import RING, DecodeState, Sampling
 from flexidepth_ext.errors import OutOfMemoryError, ShapeError, ValueOutOfRangeError
 
 from ..engine.conftest import tiny_config, tiny_model
@@ -100,6 +101,30 @@ def test_every_way_to_route(make, ids, mode):
         assert [step[3].tolist() for step in got] == [mask.tolist() for mask in masks]
 
 
+def test_a_mask_that_stays_is_copied_once(make, ids, monkeypatch):
+    """A copy before a graph takes its time on the device. Others come when they are due, also in the next run."""
+    engine = make(tiny_model(tiny_config()))
+    taken = []
+    take = DecodeState.take_mask
+    copy = torch.Tensor.copy_
+
+    def counted(state, mask, slot):
+        def noted(to, *arguments, **options):
+            taken.append(to is state.mask)
+            return copy(to, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "copy_", noted)
+            take(state, mask, slot)
+
+    monkeypatch.setattr(DecodeState, "take_mask", counted)
+    one, other = (torch.tensor([row], dtype=torch.uint8) for row in ([1, 0, 1], [0, 1, 1]))
+    for masks in ([one] * 6 + [other] * 2 + [one] * 5, [one] * 3 + [other.clone()] * 5):
+        got = ahead(engine, [ids[:4]], [1], len(masks), Sampling(), masks=masks, routing="forced")
+        assert [step[3].tolist() for step in got] == [mask.tolist() for mask in masks]
+    assert sum(taken) == 3 + 1
+
+
 def test_a_context_that_grows_over_a_page(make):
     """A page is added, and a graph for the longer context is captured, between two steps."""
     engine = make(tiny_model(tiny_config()))
@@ -117,7 +142,7 @@ def test_debugging_waits_for_each_kernel_and_captures_nothing(make, ids):
     assert_same(one, other)
     if not ON_DEVICE:
         assert engines[1].runtime.graphs == []
-        assert engines[1].overlap and not engines[0].overlap
+        assert [e.plain_form for e in engines] == [PassForm.KERNELS, PassForm.OVERLAP]
 
 
 def test_a_graph_is_captured_once(make, ids):

@@ -62,9 +62,10 @@ def test_the_whole_run(found, tmp_path):
         ("tiny", True, False),
         ("tiny", False, True),
     ]
-    assert [(c.sequences, c.routing, c.chose_persistent) for c in reports[2].choices] == [
-        *((1, routing, False) for routing in ("dense", "router")),
-        *((2, routing, False) for routing in ("dense", "router")),
+    assert [(c.sequences, c.routing, list(c.seconds)) for c in reports[2].choices] == [
+        (sequences, routing, ["kernels", "persistent"])
+        for sequences in (1, 2)
+        for routing in ("dense", "router")
     ]
     assert [len(report.decode) for report in reports] == [8, 8, 8]
     rows = reports[0].decode

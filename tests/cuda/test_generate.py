@@ -59,6 +59,31 @@ def test_an_answer(pair, arguments):
     assert len(answer.token_ids) == 7 and answer.finish_reason == "length"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"skip_threshold": 0.7},
+        {"force_routing": 0.5, "routing_seed": 1},
+        {"temperature": 0.8, "top_k": 5},
+        {"repetition_penalty": 1.3},
+    ],
+    ids=str,
+)
+def test_where_torch_makes_tensors_by_default_changes_nothing(pair, arguments):
+    """Notebooks set "cuda" once for all; here it is a device that holds no values."""
+
+    def tokens():
+        outputs = [llm.generate("Once upon", max_new_tokens=5, seed=3, **arguments) for llm in pair]
+        return [output.token_ids for output in outputs]
+
+    want = tokens()
+    with torch.device("meta"):
+        assert tokens() == want
+        scores = [llm.score("Once upon a time") for llm in pair]
+    assert scores[0].logprobs.device.type == "cpu"
+
+
 def test_one_token_needs_no_step(pair):
     (answer,) = same(pair, "Once", max_new_tokens=1)
     assert len(answer.token_ids) == 1

@@ -56,15 +56,78 @@ def test_the_cpus_tokens(ops, options, vocab):
 @pytest.mark.parametrize("options", [*FILTERS, {"top_k": 10**12}], ids=str)
 def test_settings_in_device_memory_are_the_same(ops, options):
     """Bit for bit, and the numbers beside them are not read."""
-    vocab = 300
-    logits = torch.randn(ROWS, vocab) * 3
-    seeds, positions = torch.randint(-(2**63), 2**63 - 1, (ROWS,)), torch.arange(ROWS)
+    rows, vocab = 6, 300
+    logits = torch.randn(rows, vocab) * 3
+    seeds, positions = torch.randint(-(2**63), 2**63 - 1, (rows,)), torch.arange(rows)
     everything = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | options
     settings = pack_sampling(**everything, vocab=vocab).to(logits.device)  # type: ignore[arg-type]
     want = ops.sample(logits, seeds, positions, **everything)
     for beside in ({}, {"temperature": 0.0}, {"temperature": 9.0, "top_k": 2, "min_p": 0.5}):
         got = ops.sample(logits, seeds, positions, settings=settings, **beside)
         assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
+def drawn_by(emulated, ops, blocks, *arguments, **options):
+    """What `blocks` blocks a row draw, of those that the device runs at once."""
+    emulated.set_resident(2 * blocks * len(arguments[0]))
+    try:
+        before = emulated.launches()
+        got = ops.sample(*arguments, **options)
+        assert emulated.launches() == before + 1
+        return got
+    finally:
+        emulated.set_resident(3)
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+@pytest.mark.parametrize("vocab", [7, 5000])
+def test_the_number_of_blocks_changes_no_bit(emulated, ops, options, vocab):
+    """A NaN, a row without a finite value and one whose numbers are so large that nothing but the best is left have
+    less to do than the one beside them, and hold nobody up."""
+    torch.manual_seed(vocab)
+    logits = torch.randn(4, vocab) * 3
+    logits[0, 3] = logits[0, 5]
+    logits[1, 2] = torch.nan
+    logits[2] = float("-inf")
+    logits[3] = 3e38
+    seeds, positions = torch.randint(-(2**63), 2**63 - 1, (4,)), torch.arange(4)
+    alone = drawn_by(emulated, ops, 1, logits, seeds, positions, **options)
+    assert alone[2].tolist()[:3] == [0, 1, 2]
+    for blocks in (2, 4):
+        got = drawn_by(emulated, ops, blocks, logits, seeds, positions, **options)
+        for one, other in zip(got, alone, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 40, "top_p": 0.9}], ids=str)
+def test_eight_blocks_draw_from_a_row(emulated, ops, options):
+    """Where the device has room for more, no more."""
+    logits, one = torch.randn(1, 9000), torch.ones(1, dtype=torch.long)
+    want = drawn_by(emulated, ops, 1, logits, one, one, **options)
+    for blocks in (8, 100):
+        got = drawn_by(emulated, ops, blocks, logits, one, one, **options)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_where_blocks_may_not_wait_one_draws(emulated, ops, monkeypatch):
+    """The device refuses, because it is shared; or the environment says so."""
+    logits, one = torch.randn(1, 3000), torch.ones(1, dtype=torch.long)
+    want = drawn_by(emulated, ops, 1, logits, one, one, top_p=0.9)
+
+    def waited():
+        before = emulated.launches_together()
+        got = drawn_by(emulated, ops, 4, logits, one, one, top_p=0.9)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+        return emulated.launches_together() > before
+
+    assert waited()
+    emulated.set_crowded(True)
+    try:
+        assert not waited()
+    finally:
+        emulated.set_crowded(False)
+    monkeypatch.setenv("FLEXIDEPTH_CUDA_PERSISTENT", "0")
+    assert not waited()
 
 
 def test_settings_are_four_numbers(ops):
@@ -96,9 +159,9 @@ def test_where_only_the_best_is_left_it_is_drawn(ops, options):
 def test_only_what_the_filters_leave(ops):
     logits = torch.randn(1, 60) * 2
     allowed = filtered(logits, 1.0, 12, 0.8, 0.05)[0] > 0
-    many = logits.expand(300, -1).contiguous()
+    many = logits.expand(120, -1).contiguous()
     tokens, _, _ = ops.sample(
-        many, torch.arange(300), torch.zeros(300, dtype=torch.long), top_k=12, top_p=0.8, min_p=0.05
+        many, torch.arange(120), torch.zeros(120, dtype=torch.long), top_k=12, top_p=0.8, min_p=0.05
     )
     drawn = torch.bincount(tokens.long(), minlength=60) > 0
     assert not (drawn & ~allowed).any()
@@ -107,7 +170,7 @@ def test_only_what_the_filters_leave(ops):
 
 def test_equal_logits_at_the_border_of_top_p_are_kept_in_order(ops):
     """Ten equal tokens, half of the mass: the first five."""
-    rows = 200
+    rows = 60
     tokens, _, _ = ops.sample(
         torch.zeros(rows, 10), torch.arange(rows), torch.zeros(rows, dtype=torch.long), top_p=0.5
     )

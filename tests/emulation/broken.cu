@@ -100,7 +100,7 @@ void register_broken_kernels(pybind11::module_& m) {
     const Context context;
     const char* op = name.c_str();
     const auto run = [&](void (*kernel)(float*, uint32_t*)) {
-      dev::launch_resident(op, kernel, kThreads, 0, context, out, barrier);
+      launch_resident(op, kernel, kThreads, 0, context, out, barrier);
     };
     if (name == "whole") run(pass_on_kernel<Mistake::kNone>);
     if (name == "no_barrier") run(pass_on_kernel<Mistake::kNoBarrier>);

@@ -73,12 +73,14 @@ struct Grid {
 };
 
 thread_local Grid* grid = nullptr;
-int64_t grids = 0;  // that have run
+int64_t grids = 0;
+int64_t grids_together = 0;  // that have run
 thread_local bool recording = false;
 thread_local std::vector<uintptr_t> prefetches;
 thread_local Order turn_order = Order::kForward;
 thread_local uint32_t turn_seed = 0;
 thread_local int resident_blocks = 3;
+thread_local bool others_are_there = false;
 // Stacks are kept from launch to launch.
 thread_local std::vector<std::unique_ptr<unsigned char[]>> stacks;
 
@@ -284,7 +286,7 @@ bool finish_barrier() {
 void begin_block(Block& block) {
   block.fibers.resize(static_cast<size_t>(grid->threads));
   while (stacks.size() < block.first_stack + block.fibers.size())
-    stacks.push_back(std::make_unique<unsigned char[]>(kStackBytes));
+    stacks.push_back(std::make_unique_for_overwrite<unsigned char[]>(kStackBytes));
   for (size_t i = 0; i < block.fibers.size(); ++i)
     prepare(block.fibers[i], stacks[block.first_stack + i].get());
   // Exactly as large as asked: what lies behind it is a sanitizer's red zone.
@@ -387,7 +389,11 @@ void set_order(Order order, uint32_t seed) {
 }
 
 int64_t launches() { return grids; }
+int64_t launches_together() { return grids_together; }
 void set_resident(int blocks) { resident_blocks = blocks; }
+int64_t resident() { return resident_blocks; }
+void set_crowded(bool crowded) { others_are_there = crowded; }
+bool crowded() { return others_are_there; }
 
 int thread_index() { return grid->running; }
 int64_t block_index(int axis) {
@@ -462,10 +468,13 @@ void run_grid(const char* op, dim3 size, int threads, size_t shared_bytes, void 
       }
 }
 
-void run_resident(const char* op, int threads, size_t shared_bytes, void (*body)(void*),
-                  void* argument) {
+void run_together(const char* op, int64_t together, int threads, size_t shared_bytes,
+                  void (*body)(void*), void* argument) {
   ++grids;
-  const auto count = static_cast<size_t>(resident_blocks);
+  ++grids_together;
+  check(together <= resident_blocks, ErrorKind::kInternal, op, ": ", together,
+        " blocks that wait for each other; the device runs ", resident_blocks, " at once");
+  const auto count = static_cast<size_t>(together);
   Running running(op, dim3(static_cast<unsigned>(count)), threads, shared_bytes, body, argument);
   grid->resident = true;
   std::mt19937 random(turn_seed);

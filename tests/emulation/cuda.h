@@ -9,11 +9,11 @@
 // said to end, so AddressSanitizer sees what lies beyond.
 //
 // The blocks of a plain launch run one after the other. Those of a cooperative one
-// (launch_resident) are all there, as many as the device is said to hold (set_resident), and each
-// runs as far as it can before the next does, in the chosen order: a barrier of the grid that is
-// missing shows as other results, one that not all blocks reach is an error. There, what was loaded
-// as weights must not change until the end. Not covered: other races between blocks, and those
-// within a warp's step.
+// (launch_together) are all there, at most as many as the device is said to run at once
+// (set_resident), and each runs as far as it can before the next does, in the chosen order: a
+// barrier of the grid that is missing shows as other results, one that not all blocks reach is an
+// error. There, what was loaded as weights must not change until the end. Not covered: other races
+// between blocks, and those within a warp's step.
 #pragma once
 
 #include <bit>
@@ -50,17 +50,23 @@ using Place = std::source_location;
 
 enum class Order : int { kForward = 0, kReverse = 1, kShuffled = 2 };
 void set_order(Order order, uint32_t seed);
-// How many grids have run so far.
+// How many grids have run so far, and how many of them with all their blocks at once.
 int64_t launches();
+int64_t launches_together();
 
 // From now on addresses that kernels prefetch are kept, until they are taken.
 void record_prefetches();
 std::vector<uintptr_t> take_prefetches();
 void note_prefetch(const void* at);
 
-// The running thread's place in the grid.
-// Blocks of a cooperative launch.
+// Blocks that the device is said to run at once.
 void set_resident(int blocks);
+int64_t resident();
+// From now on others have so much of the device that cooperative launches are refused, or no more.
+void set_crowded(bool crowded);
+bool crowded();
+
+// The running thread's place in the grid.
 
 int thread_index();
 int64_t num_blocks();
@@ -80,9 +86,9 @@ void note_weights(const void* from);
 // Runs body() for every thread of every block. Throws Error.
 void run_grid(const char* op, dim3 grid, int threads, size_t shared_bytes, void (*body)(void*),
               void* argument);
-// The same with all blocks of the device at once.
-void run_resident(const char* op, int threads, size_t shared_bytes, void (*body)(void*),
-                  void* argument);
+// The same with all blocks at once: a cooperative launch.
+void run_together(const char* op, int64_t blocks, int threads, size_t shared_bytes,
+                  void (*body)(void*), void* argument);
 
 }  // namespace flexidepth::emulation
 
@@ -111,6 +117,7 @@ inline void sync_block(Place place = Place::current()) { emulation::block_barrie
 
 inline void keep_order() {}
 float shuffle_xor(float value, int lanes, Place place = Place::current());
+uint64_t shuffle_xor(uint64_t value, int lanes, Place place = Place::current());
 float shuffle(float value, int lane, Place place = Place::current());
 uint32_t ballot(bool value, Place place = Place::current());
 inline int count_bits(uint32_t bits) { return std::popcount(bits); }
@@ -135,6 +142,7 @@ uint16_t float_to_half_bits(float value);
 
 inline int32_t fetch_add(int32_t* at, int32_t value) { return std::exchange(*at, *at + value); }
 inline uint32_t fetch_add(uint32_t* at, uint32_t value) { return std::exchange(*at, *at + value); }
+inline uint64_t fetch_add(uint64_t* at, uint64_t value) { return std::exchange(*at, *at + value); }
 inline void fetch_max(uint64_t* at, uint64_t value) { *at = *at < value ? value : *at; }
 inline void fence() {}
 inline void await_inputs() {}
@@ -157,6 +165,9 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16
 void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Float16,
          Place place = Place::current());
 
+// So few that the blocks of small products have several tasks each.
+constexpr int64_t multiprocessors(const char*) { return 1; }
+
 template <class... Params, class... Args>
 void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
             const Context&, const Args&... args) {
@@ -166,12 +177,20 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, s
       &call);
 }
 
+template <class... Params>
+int64_t resident_blocks(const char*, void (*)(Params...), int, size_t) {
+  return emulation::resident();
+}
+
 template <class... Params, class... Args>
-void launch_resident(const char* op, void (*kernel)(Params...), int threads, size_t shared_bytes,
-                     const Context&, const Args&... args) {
+bool launch_together(const char* op, void (*kernel)(Params...), int64_t blocks, int threads,
+                     size_t shared_bytes, const Context&, const Args&... args) {
   auto call = [&] { kernel(args...); };
-  emulation::run_resident(
-      op, threads, shared_bytes, [](void* c) { (*static_cast<decltype(call)*>(c))(); }, &call);
+  if (emulation::crowded()) return false;
+  emulation::run_together(
+      op, blocks, threads, shared_bytes, [](void* c) { (*static_cast<decltype(call)*>(c))(); },
+      &call);
+  return true;
 }
 
 inline void fill_zero(const char*, void* at, size_t bytes, const Context&) {

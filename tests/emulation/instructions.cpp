@@ -5,15 +5,18 @@
 
 namespace flexidepth::cuda::dev {
 
-float shuffle(float value, int lane, Place place) {
+namespace {
+
+template <class Value>
+Value exchanged(Value value, int lane, Place place) {
   struct Lane {
-    float value;
+    Value value;
     int from;
   } own{value, lane};
   emulation::warp_step(
       &own,
       [](void* const all[32]) {
-        float values[32];
+        Value values[32];
         for (int i = 0; i < 32; ++i) values[i] = static_cast<Lane*>(all[i])->value;
         for (int i = 0; i < 32; ++i) {
           auto* lane = static_cast<Lane*>(all[i]);
@@ -24,8 +27,14 @@ float shuffle(float value, int lane, Place place) {
   return own.value;
 }
 
+}  // namespace
+
+float shuffle(float value, int lane, Place place) { return exchanged(value, lane, place); }
 float shuffle_xor(float value, int lanes, Place place) {
-  return shuffle(value, thread() % 32 ^ lanes, place);
+  return exchanged(value, thread() % 32 ^ lanes, place);
+}
+uint64_t shuffle_xor(uint64_t value, int lanes, Place place) {
+  return exchanged(value, thread() % 32 ^ lanes, place);
 }
 
 uint32_t ballot(bool value, Place place) {

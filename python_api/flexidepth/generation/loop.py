@@ -146,7 +146,7 @@ class Decoder:
         size = self.engine.max_rows
         for start in range(kv.length, len(sequence.prompt), size):
             stop = min(start + size, len(sequence.prompt))
-            ids = torch.tensor(sequence.prompt[start:stop], dtype=torch.int32)
+            ids = torch.tensor(sequence.prompt[start:stop], dtype=torch.int32, device="cpu")
             step = self.forward(ids, [stop - start], [sequence], self.routing.rows(start, stop))
             sequence.cache.token_ids = sequence.prompt[:stop]
             sequence.record(step, slice(None))
@@ -156,7 +156,7 @@ class Decoder:
 
     def step(self, sequences: list[Sequence]) -> Tensor:
         """One token of every sequence; returns logits [sequences, vocab]."""
-        ids = torch.tensor([s.tokens[-1] for s in sequences], dtype=torch.int32)
+        ids = torch.tensor([s.tokens[-1] for s in sequences], dtype=torch.int32, device="cpu")
         mask = self.step_mask(sequences)
         step = self.forward(ids, [1] * len(sequences), sequences, mask)
         for i, sequence in enumerate(sequences):
@@ -197,9 +197,9 @@ class Decoder:
             top_k=min(params.top_k, self.engine.vocab_size),
             top_p=params.top_p,
             min_p=params.min_p,
-            seeds=torch.tensor([s.seed for _, s in group], dtype=torch.int64),
+            seeds=torch.tensor([s.seed for _, s in group], dtype=torch.int64, device="cpu"),
             positions=torch.tensor(
-                [len(s.prompt) + len(s.tokens) for _, s in group], dtype=torch.int64
+                [len(s.prompt) + len(s.tokens) for _, s in group], dtype=torch.int64, device="cpu"
             ),
         )
         if params.logprobs is not None:
@@ -215,7 +215,7 @@ class Decoder:
     def process(self, sequence: Sequence, scores: Tensor) -> Tensor:
         """Repetition penalty (Keskar et al. 2019), then the caller's processors, on scores [1, vocab]."""
         penalty = self.params.repetition_penalty
-        ids = torch.tensor([sequence.prompt + sequence.tokens], dtype=torch.int64)
+        ids = torch.tensor([sequence.prompt + sequence.tokens], dtype=torch.int64, device="cpu")
         if penalty != 1.0:
             seen = torch.unique(ids)
             values = scores[0, seen]
@@ -226,7 +226,9 @@ class Decoder:
 
     def check_criteria(self, sequence: Sequence, token: int, scores: Tensor) -> None:
         """Ask the caller's stopping criteria about the sequence with its new token."""
-        ids = torch.tensor([[*sequence.prompt, *sequence.tokens, token]], dtype=torch.int64)
+        ids = torch.tensor(
+            [[*sequence.prompt, *sequence.tokens, token]], dtype=torch.int64, device="cpu"
+        )
         verdicts = [stop(ids, scores) for stop in self.params.stopping_criteria]
         # A criterion that returns nothing does not stop.
         if any(v is not None and bool(torch.as_tensor(v).all()) for v in verdicts):

@@ -47,7 +47,7 @@ def make_output(
     ran = (
         torch.cat(sequence.ran)
         if sequence.ran
-        else torch.empty(0, config.num_routed_layers, dtype=torch.uint8)
+        else torch.empty(0, config.num_routed_layers, dtype=torch.uint8, device="cpu")
     )
     report = routing_report(sequence, config, tokenizer, mode) if with_routing else None
     computed = len(sequence.prompt) - sequence.cached_tokens

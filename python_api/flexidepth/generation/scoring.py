@@ -54,7 +54,7 @@ def score_ids(
     """Score one token sequence of at least two tokens."""
     cache = engine.new_cache(len(ids))
     rows = min(_ROWS, engine.max_rows)
-    tokens = torch.tensor(ids, dtype=torch.int32)
+    tokens = torch.tensor(ids, dtype=torch.int32, device="cpu")
     logprobs, greedy, ran = [], [], 0
     for start in range(0, len(ids), rows):
         stop = min(start + rows, len(ids))
@@ -65,7 +65,7 @@ def score_ids(
             routing=routing.mode,
             mask=routing.rows(start, stop),
             thresholds=thresholds,
-            logits_rows=torch.arange(stop - start, dtype=torch.int32),
+            logits_rows=torch.arange(stop - start, dtype=torch.int32, device="cpu"),
         )
         ran += int(step.ran.sum())
         targets = tokens[start + 1 : stop + 1].long()
