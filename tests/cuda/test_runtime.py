@@ -15,10 +15,14 @@ from ..engine.conftest import tiny_config, tiny_model, weights_of
 from .runtime import FakeRuntime
 
 
-def test_a_torch_without_cuda_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("version", "what"), [(None, "was built without CUDA"), ("13.0", "finds no device")]
+)
+def test_a_torch_without_cuda_or_a_device_is_named(monkeypatch, version, what):
     monkeypatch.setattr(cuda_runtime, "cuda_module", lambda: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UnsupportedError, match=r"torch .* was built without CUDA.*device='cpu'"):
+    monkeypatch.setattr(torch.version, "cuda", version)
+    with pytest.raises(UnsupportedError, match=rf"torch .* {what}.*device='cpu'"):
         CudaRuntime()
 
 
