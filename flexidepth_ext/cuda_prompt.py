@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 @contextmanager
 def whole_float32() -> Iterator[None]:
     """Within it torch multiplies float32 on CUDA as such: gates decide alike in prompts and in decoding, whether or not
-    the caller lets torch round to TF32 elsewhere."""
+    the caller lets torch round to TF32 elsewhere.
+
+    torch since 2.9 has a setting with words for it; the older switch raises where a caller has used the newer."""
     settings = torch.backends.cuda.matmul
-    before = settings.allow_tf32
-    settings.allow_tf32 = False
+    newer = hasattr(settings, "fp32_precision")
+    name, whole = ("fp32_precision", "ieee") if newer else ("allow_tf32", False)
+    before = getattr(settings, name)
+    setattr(settings, name, whole)
     try:
         yield
     finally:
-        settings.allow_tf32 = before
+        setattr(settings, name, before)
 
 
 @dataclass(frozen=True)
