@@ -108,7 +108,7 @@ def cell(text: str) -> str:
 
 
 def build_step() -> Step:
-    """Build for the devices of this machine."""
+    """Build for the devices of this machine; a machine without a network waits for none."""
     command = [
         sys.executable,
         "-m",
@@ -117,6 +117,8 @@ def build_step() -> Step:
         "-q",
         "--no-deps",
         "--no-build-isolation",
+        "--no-index",
+        "--disable-pip-version-check",
         "-e",
         ".",
     ]
