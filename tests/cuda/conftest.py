@@ -21,12 +21,16 @@ from flexidepth_ext.cuda_runtime import CudaRuntime
 from tests.emulation.build import build, build_folder, load
 
 from ..engine.conftest import VOCAB, weights_of
+from .broken_device import (  # noqa: F401
+    ON_DEVICE,
+    pytest_runtest_logfinish,
+    pytest_runtest_logreport,
+)
 from .runtime import FakeRuntime
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORWARD, REVERSE, SHUFFLED = range(3)
 ORDERS = {"forward": FORWARD, "reverse": REVERSE}
-ON_DEVICE = os.environ.get("FLEXIDEPTH_TEST_DEVICE") == "cuda"
 
 
 @pytest.fixture(scope="session")
