@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -151,6 +152,42 @@ def test_what_tests_run_on_a_device(machine: Machine) -> None:
     for name in ("objects", "persistent", "choice"):
         assert f"--ignore=tests/cuda/test_{name}.py" in command
     assert " -x" not in command
+
+
+def test_every_term_of_a_sanitizer_has_tests() -> None:
+    terms = sorted({term for terms in check_steps._SANITIZERS.values() for term in terms})
+    code = (
+        "import pytest, sys\n"
+        "collect = ['--collect-only', '-q', '-p', 'no:cacheprovider', *sys.argv[1].split()]\n"
+        "none = [t for t in sys.argv[2:] if pytest.main([*collect, '-k', t]) != 0]\n"
+        "sys.exit(f'no tests: {none}' if none else 0)\n"
+    )
+    command = [sys.executable, "-c", code, " ".join(check_steps._SANITIZED_FILES), *terms]
+    env = {"FLEXIDEPTH_TEST_DEVICE": "cuda", "PYTHONPATH": os.pathsep.join(sys.path)}
+    step = check_steps.run_step("collect", command, 300, env)
+    assert step.ok, step.output
+    # A few of each: they are slow.
+    counts = [int(n) for n in re.findall(r"^(\d+)/\d+ tests collected", step.output, re.MULTILINE)]
+    assert len(counts) == len(terms) and max(counts) <= 4, counts
+
+
+def test_what_a_sanitizer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, tuple[str, Any]] = {}
+
+    def step(name: str, command: Any, _: float, env: Any, **__: Any) -> Step:
+        seen[name] = " ".join(command), env
+        return Step(name, True, 1.0, "9 passed")
+
+    monkeypatch.setattr(check_steps, "run_step", step)
+    monkeypatch.setattr(check_steps.shutil, "which", lambda *_, **__: "/x/compute-sanitizer")
+    assert [step.ok for step in check_steps.sanitizer_steps()] == [True, True]
+    memory, memory_env = seen["memcheck"]
+    assert "--report-api-errors no --padding 256" in memory and "plain_layer" in memory
+    assert memory_env["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
+    races, races_env = seen["racecheck"]
+    assert "--padding" not in races and "PYTORCH_NO_CUDA_MEMORY_CACHING" not in races_env
+    for command in (memory, races):
+        assert " -n " not in command and "linear_accumulates" in command and " or " in command
 
 
 @pytest.mark.parametrize("way", ["ops", "engine"])
@@ -302,7 +339,7 @@ def test_a_sanitizer_that_cannot_is_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, ok: bool | None, said: str
 ) -> None:
     monkeypatch.setattr(check_steps, "_SANITIZER_SECONDS", 1 if "sleep" in script else 60)
-    monkeypatch.setattr(check_steps, "_SANITIZERS", {"memcheck": "x"})
+    monkeypatch.setattr(check_steps, "_SANITIZERS", {"memcheck": ("x",)})
     path = sanitizer(tmp_path, script)
     monkeypatch.setattr(check_steps.shutil, "which", lambda *_, **__: path)
     (step,) = check_steps.sanitizer_steps()
