@@ -106,7 +106,7 @@ def engine_lines(report: EngineReport) -> list[str]:
         )
     for peer in report.peers:
         lines.append(
-            f"| 1 | {peer.context} | {peer.name} | "
+            f"| 1 | {peer.context} | {_peer_name(peer)} | "
             + (f"{peer.ms:.3f} | | {1e3 / peer.ms:.1f}" if peer.ms else f"{peer.said} | |")
             + " | | | | | |"
         )
@@ -165,6 +165,11 @@ def _prefetch_lines(rows: Sequence[PrefetchRow]) -> list[str]:
     return lines
 
 
+def _peer_name(peer: PeerRow) -> str:
+    """With what is to be known of its time."""
+    return f"{peer.name} ({peer.said})" if peer.ms and peer.said else peer.name
+
+
 def _choice_lines(choices: Sequence[PassChoice]) -> list[str]:
     """Milliseconds of a pass in each form, or why there are none."""
     if not choices:
@@ -210,7 +215,7 @@ def engine_figure(reports: Sequence[EngineReport], title: str) -> Any:
         for peer in report.peers:
             if peer.ms:
                 axis.axhline(1e3 / peer.ms, linewidth=0.8, color="black")
-                axis.annotate(peer.name, (0, 1e3 / peer.ms), fontsize=7, va="bottom")
+                axis.annotate(_peer_name(peer), (0, 1e3 / peer.ms), fontsize=7, va="bottom")
         axis.set_xlabel(f"layers skipped per token (of {report.routed} routed ones)")
         axis.set_ylabel("tokens per second")
         axis.set_ylim(bottom=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -222,13 +223,36 @@ def test_a_graph_is_captured_warm_on_its_own_stream(monkeypatch):
         def step(self):
             asked.append("step")
 
-    replay = engine_peers._in_a_graph(Steps())  # type: ignore[arg-type]
+    steps = Steps()
+    held = weakref.ref(steps)
+    replay = engine_peers._in_a_graph(steps)  # type: ignore[arg-type]
+    del steps
+    assert held() is not None  # the graph reads its weights
     replay()
     warm = asked[asked.index("in stream") + 1 : asked.index("out of stream")]
     assert warm == ["step"] * len(warm) and len(warm) >= 3
     assert asked[asked.index("out of stream") + 1 :] == [
         "synchronize", "in graph", "step", "out of graph", "replay",
     ]  # fmt: skip
+
+
+def test_a_compiler_that_leaves_graphs_out_is_told(monkeypatch, compiled):
+    from torch._dynamo.utils import counters
+
+    def plain(peer):
+        def step():
+            counters["inductor"]["cudagraph_skips"] += 1
+            peer.step()
+
+        step()
+        return step
+
+    monkeypatch.setattr(engine_peers, "_in_a_graph", lambda peer: peer.step)
+    monkeypatch.setattr(engine_peers, "_compiled", plain)
+    graph, skipping = peers()
+    assert (graph.said, skipping.said) == ("", "7 x without a CUDA graph")
+    report = EngineReport("tiny", False, 2, peers=[skipping])
+    assert f"| {COMPILED} (7 x without a CUDA graph) | " in "\n".join(engine_lines(report))
 
 
 def test_the_checkout_comes_from_the_command(emulated, monkeypatch):
