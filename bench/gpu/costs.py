@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).with_name("costs.cu")
-_SECONDS = 180.0  # for each of compiling and running
+_SECONDS = 180.0  # for each of compiling and running, unless less is asked for
 _ALL = "all"  # the key of a row about everything: nothing was measured
 _WORDS = {
     _ALL: "costs of mechanisms",
@@ -83,25 +83,28 @@ def find_nvcc() -> str | None:
     return shutil.which(os.environ.get("CUDACXX", "nvcc"), path=os.pathsep.join(folders))
 
 
-def measure_costs(capability: tuple[int, int]) -> list[CostRow]:
-    """Compile and run costs.cu on the first device that is visible, whose compute capability is given."""
+def measure_costs(capability: tuple[int, int], seconds: float = _SECONDS) -> list[CostRow]:
+    """Compile and run costs.cu on the first device that is visible, whose compute capability is given; each in so many
+    seconds."""
     nvcc = find_nvcc()
     if nvcc is None:
         return [_failed("nvcc was not found: set CUDACXX, or put it on PATH")]
     try:
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder) / "costs"
-            compile_costs(nvcc, capability, program)
-            return parse(_run([str(program)], "costs"))
+            compile_costs(nvcc, capability, program, seconds)
+            return parse(_run([str(program)], "costs", seconds))
     except _Failure as failure:
         return [_failed(str(failure))]
 
 
-def compile_costs(nvcc: str, capability: tuple[int, int], program: Path) -> None:
+def compile_costs(
+    nvcc: str, capability: tuple[int, int], program: Path, seconds: float = _SECONDS
+) -> None:
     """Make the program for devices of a compute capability."""
     major, minor = capability
     command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{major}{minor}", "-o", str(program)]
-    _run([*command, str(SOURCE)], "nvcc")
+    _run([*command, str(SOURCE)], "nvcc", seconds)
 
 
 def parse(output: str) -> list[CostRow]:
@@ -145,13 +148,13 @@ def _failed(said: str) -> CostRow:
     return CostRow(_ALL, "", None, None, None, _one_line(said))
 
 
-def _run(command: Sequence[str], name: str) -> str:
+def _run(command: Sequence[str], name: str, seconds: float) -> str:
     try:
         result = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
+            command, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        raise _Failure(f"{name}: took more than {_SECONDS:.0f} s") from None
+        raise _Failure(f"{name}: took more than {seconds:.0f} s") from None
     except OSError as error:
         raise _Failure(f"{name}: {error.strerror}") from None
     if result.returncode:

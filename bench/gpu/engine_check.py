@@ -32,7 +32,7 @@ class EngineCheck:
     that are float32's. same_tokens: whether graphs chose the tokens that single passes chose. same_bits: whether
     persistent passes gave the bits of those of many kernels, alone and in graphs; None where they were left out.
     overlap: whether kernels that begin before those ahead of them have ended gave these tokens and bits; None where the
-    device has them wait. said: what stopped it, if something did; there are no figures then."""
+    device has them wait. said: what stopped it, or why it was left out; there are no figures then."""
 
     model: str
     dtype: str
@@ -44,16 +44,21 @@ class EngineCheck:
     same_bits: bool | None
     overlap: bool | None
     said: str = ""
+    left_out: bool = False
 
     @classmethod
-    def stopped(cls, model: str, dtype: torch.dtype, said: str) -> EngineCheck:
-        """One that did not come to its end."""
+    def stopped(
+        cls, model: str, dtype: torch.dtype, said: str, left_out: bool = False
+    ) -> EngineCheck:
+        """One that did not come to its end, or was not begun."""
         none = math.nan
-        return cls(model, _name(dtype), none, none, none, none, False, None, None, said)
+        return cls(model, _name(dtype), none, none, none, none, False, None, None, said, left_out)
 
     @property
-    def ok(self) -> bool:
-        """Whether it is as exact as it has to be."""
+    def ok(self) -> bool | None:
+        """Whether it is as exact as it has to be; None where it was left out."""
+        if self.left_out:
+            return None
         most = _WORST * max(self.torch_error, 1e-6)
         exact = self.prompt_error <= most and self.token_error <= most  # neither is NaN, too
         same = self.same_tokens and self.same_bits is not False and self.overlap is not False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -51,8 +51,9 @@ def time_peers(
     context: int,
     steps: int = 32,
     gpt_fast: Path | None = None,
-) -> list[PeerRow]:
-    """One row for each way; what fails is told, not raised: these are others' programs. gpt_fast: a checkout of it."""
+) -> Iterator[PeerRow]:
+    """One row for each way, as it comes; what fails is told, not raised: these are others' programs. gpt_fast: a
+    checkout of it."""
     room = 1 + _WARM_UP + 1 + _ROUNDS * steps  # tokens that a way decodes
     ways: dict[str, Callable[[], Callable[[], object]]] = {
         GRAPH: lambda: _in_a_graph(Peer(config, dtype, device, context, room)),
@@ -60,7 +61,8 @@ def time_peers(
     }
     if gpt_fast is not None:
         ways[GPT_FAST] = partial(_gpt_fast, gpt_fast, config, dtype, device, context, room)
-    return [_time(name, way, context, device, steps) for name, way in ways.items()]
+    for name, way in ways.items():
+        yield _time(name, way, context, device, steps)
 
 
 def _time(

@@ -78,7 +78,8 @@ def check_lines(checks: Sequence[EngineCheck]) -> list[str]:
     bits = {True: "same bits", False: "OTHER BITS", None: "left out"}
     for c in checks:
         if c.said:
-            lines.append(f"| {c.model} | {c.dtype} | | | | | | | {c.said} | FAILED |")
+            word = "left out" if c.ok is None else "FAILED"
+            lines.append(f"| {c.model} | {c.dtype} | | | | | | | {c.said} | {word} |")
             continue
         lines.append(
             f"| {c.model} | {c.dtype} | {c.prompt_error:.4f} | {c.token_error:.4f} | {c.torch_error:.4f} "

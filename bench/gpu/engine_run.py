@@ -1,9 +1,14 @@
-"""All that `gpu_check --engine` does with the engine: models checked against float32, then timed."""
+"""All that `gpu_check --engine` does with the engine: models checked against float32, then timed.
+
+Each check, each way to run a model and each model's peers is a stage, which can have a process of its own: what it has
+sent is kept, whatever ends it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -17,10 +22,12 @@ from flexidepth_ext.cuda_engine import CudaEngine
 from flexidepth_ext.cuda_runtime import CudaRuntime, Runtime
 
 from ..models import model_config, random_weights
+from .deadline import Deadline
 from .engine_check import EngineCheck, check_engine
-from .engine_peers import time_peers
+from .engine_peers import PeerRow, time_peers
 from .engine_report import EngineReport, told
 from .engine_timing import time_decode, time_forms, time_prefetch, time_prompts
+from .isolated import Send, Way, here
 
 _CONTEXTS = (128, 4096)
 _BATCHES = (1, 2, 4, 8)
@@ -30,6 +37,10 @@ _PREFETCH_KB = (0, 1024, 4096, 16384)
 _SKIP_STEPS = (
     8  # numbers of layers skipped that are timed beside 0: an eighth of the routed ones, two, ...
 )
+# Of a stage.
+_CHECK_SECONDS = 90.0
+_TIME_SECONDS = 120.0
+_PEERS_SECONDS = 180.0
 
 
 def run(
@@ -50,17 +61,27 @@ def run(
     batches: Sequence[int] = _BATCHES,
     prompt: int = _PROMPT,
     steps: int = 48,
+    way: Way = here,
+    deadline: Deadline | None = None,
 ) -> None:
     """Check, then time each model, whatever the checks found: without overlap, with it where the device can, and, where
     the model is small enough, with persistent passes.
 
     Peers come last; gpt_fast: a checkout of it, timed among them. persistent: whether persistent passes may run at all.
-    checks, reports: filled as results come, and `save` is called after each: nothing is lost to what comes later.
+    checks, reports: filled as results come, and `save` is called after each: nothing is lost to what comes later. way:
+    how stages are run. deadline: of all; what it leaves no time for is told.
     """
+    deadline = deadline or Deadline()
     for name in checked:
         for dtype in (torch.bfloat16, torch.float16):
             notify(f"check: {name}, {dtype}")
-            checks.append(_check(name, dtype, make_runtime, check_tokens, persistent))
+            if deadline.passed:
+                checks.append(EngineCheck.stopped(name, dtype, deadline.said, left_out=True))
+            else:
+                work = (name, dtype, make_runtime, check_tokens, persistent)
+                stopped = way(_check, work, checks.append, deadline.cut(_CHECK_SECONDS))
+                if stopped:
+                    checks.append(EngineCheck.stopped(name, dtype, stopped))
             save()
     for name in names:
         runtime = make_runtime()
@@ -69,13 +90,37 @@ def run(
             report = EngineReport(name, overlap, config.num_routed_layers, whole)
             notify(f"time: {report.title}")
             reports.append(report)
-            _time(report, runtime, bandwidth, contexts, batches, prompt, steps)
+            if deadline.passed:
+                report.left_out.append(deadline.said)
+            else:
+                what = (make_runtime, bandwidth, contexts, batches, prompt, steps)
+                seconds = deadline.cut(_TIME_SECONDS)
+                stopped = way(_time, (report, *what), partial(_take, report, save), seconds)
+                report.said = report.said or stopped
             save()
     for report in reports if peers else []:
         if not report.overlap and not report.persistent:
             notify(f"peers: {report.model}")
-            _time_peers(report, make_runtime, contexts[0], gpt_fast)
+            if deadline.passed:
+                stopped = deadline.said
+            else:
+                who = (report.model, make_runtime, contexts[0], gpt_fast)
+                take = partial(_take_peer, report, save)
+                stopped = way(_time_peers, who, take, deadline.cut(_PEERS_SECONDS))
+            if stopped:
+                report.left_out.append(f"peers: {stopped}")
             save()
+
+
+def _take(report: EngineReport, save: Callable[[], object], newer: EngineReport) -> None:
+    """A report becomes what its stage has sent."""
+    vars(report).update(vars(newer))
+    save()
+
+
+def _take_peer(report: EngineReport, save: Callable[[], object], row: PeerRow) -> None:
+    report.peers.append(row)
+    save()
 
 
 def _check(
@@ -84,26 +129,23 @@ def _check(
     make_runtime: Callable[[], Runtime],
     tokens: int,
     persistent: bool,
-) -> EngineCheck:
-    """A check; one that is stopped has failed, and says by what."""
-    try:
-        return check_engine(name, model_config(name), dtype, make_runtime(), tokens, persistent)
-    except Exception as error:
-        return EngineCheck.stopped(name, dtype, told(error))
+    send: Send,
+) -> None:
+    """A check."""
+    send(check_engine(name, model_config(name), dtype, make_runtime(), tokens, persistent))
 
 
 def _time_peers(
-    report: EngineReport,
+    model: str,
     make_runtime: Callable[[], Runtime],
     context: int,
     gpt_fast: Path | None,
+    send: Send,
 ) -> None:
-    """Add the peers to a report; what goes wrong is said in it."""
-    try:
-        config, device = model_config(report.model), make_runtime().device
-        report.peers = time_peers(config, torch.bfloat16, device, context, gpt_fast=gpt_fast)
-    except Exception as error:
-        report.left_out.append(f"peers: {told(error)}")
+    """The peers of a model."""
+    config, device = model_config(model), make_runtime().device
+    for row in time_peers(config, torch.bfloat16, device, context, gpt_fast=gpt_fast):
+        send(row)
 
 
 def _variants(
@@ -121,15 +163,16 @@ def _variants(
 
 def _time(
     report: EngineReport,
-    runtime: Runtime,
+    make_runtime: Callable[[], Runtime],
     bandwidth: float,
     contexts: Sequence[int],
     batches: Sequence[int],
     prompt: int,
     steps: int,
+    send: Send,
 ) -> None:
-    """Fill a report; what goes wrong is said in it."""
-    config = model_config(report.model)
+    """Fill a report, and send it as it grows; what goes wrong is said in it."""
+    config, runtime = model_config(report.model), make_runtime()
     skips = sorted({round(i * report.routed / _SKIP_STEPS) for i in range(_SKIP_STEPS + 1)})
     made: list[CudaEngine] = []
 
@@ -155,15 +198,18 @@ def _time(
                     report.decode += time_decode(timed, bandwidth, batch, context, skips, steps)
                 except OutOfMemoryError as error:
                     report.left_out.append(f"{batch} sequences of {context} tokens: {error}")
+                send(report)
         if report.persistent:
             report.choices = time_forms(engine(None), batches, contexts[0])
         else:
             some = sorted({0, round(report.routed / 2), report.routed})
             report.prefetch = time_prefetch(timed, contexts[0], _PREFETCH_KB, some, steps)
+            send(report)
             report.prompts = time_prompts(timed, prompt, _SHARES)
     except Exception as error:
         report.said = told(error)
     finally:
+        send(report)
         for one in made:
             with suppress(Exception):  # what was measured stands
                 one.close()

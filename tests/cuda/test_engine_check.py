@@ -12,12 +12,15 @@ from bench import gpu_check
 from bench.gpu import engine_check, engine_run, engine_timing
 from bench.gpu.check_report import Report, write_report
 from bench.gpu.costs import CostRow
+from bench.gpu.engine_peers import PeerRow
 from bench.gpu.engine_report import EngineReport, engine_lines
+from bench.gpu.isolated import apart
 from bench.ideal import bytes_per_token, step_bytes
 from bench.models import model_config, random_weights, skip_masks
 from flexidepth.errors import OutOfMemoryError
 from flexidepth_ext.cuda_cache import CudaKVCache
 from flexidepth_ext.cuda_engine import CudaEngine
+from tests.emulation.build import build, build_folder, load
 
 from .runtime import FakeRuntime
 
@@ -42,7 +45,8 @@ def found(emulated, monkeypatch):
         prompt=16,
         steps=2,
     )
-    assert len(saved) == 5  # after each check and each way to run the model
+    # After each check, and of each way to run the model after each batch, parts behind them, and at its end.
+    assert len(saved) == 2 + 2 * (2 + 1 + 2) + (2 + 2)
     return checks, reports
 
 
@@ -105,6 +109,67 @@ def test_the_whole_run(found, tmp_path):
     assert (tmp_path / "gpu_check.png").stat().st_size > 1000
 
 
+def emulated_runtime() -> FakeRuntime:
+    """What another process can make for itself."""
+    return FakeRuntime(load(build(build_folder("emulation"))))
+
+
+@pytest.mark.usefixtures("emulated")
+def test_stages_in_processes_of_their_own(monkeypatch):
+    """All that they send goes from one process to another."""
+    monkeypatch.setattr(engine_run, "_variants", lambda *_: [(False, False)])
+    checks, reports, ended = [], [], []
+
+    def way(work, arguments, take, seconds):
+        ended.append(apart(work, arguments, take, seconds))
+        return ended[-1]
+
+    engine_run.run(
+        ["tiny"],
+        1e9,
+        False,
+        lambda _: None,
+        checks,
+        reports,
+        lambda: None,
+        check_tokens=12,
+        make_runtime=emulated_runtime,
+        checked=["tiny"],
+        contexts=(8,),
+        batches=(1,),
+        prompt=16,
+        steps=2,
+        persistent=False,
+        way=way,
+    )
+    assert ended == [""] * 3 and [check.ok for check in checks] == [True, True]
+    (report,) = reports
+    assert report.decode and report.prefetch and report.prompts and not report.said
+
+
+def test_what_ends_a_stage_is_told_and_the_next_one_goes_on(emulated):
+    """What had come from it stays."""
+    row = PeerRow("x", 8, 2.0)
+
+    def way(work, arguments, take, seconds):
+        if work is engine_run._time:
+            report, *_ = arguments
+            take(replace(report, prompts=["a row"]))
+        elif work is engine_run._time_peers:
+            take(row)
+        return "stopped: its process was ended by SIGKILL"
+
+    checks, reports = [], []
+    make = lambda: FakeRuntime(emulated)  # noqa: E731
+    engine_run.run(
+        ["tiny"], 1e9, True, print, checks, reports, lambda: None, make_runtime=make, way=way
+    )
+    said = "stopped: its process was ended by SIGKILL"
+    assert [check.said for check in checks] == [said] * 4
+    assert [(report.said, report.prompts) for report in reports] == [(said, ["a row"])] * 3
+    assert reports[0].peers == [row] and reports[0].left_out == [f"peers: {said}"]
+
+
 def test_a_wrong_engine_is_timed_and_told(emulated, monkeypatch):
     check = engine_run.EngineCheck("tiny", "bfloat16", 1.0, 1.0, 0.1, 1.0, True, True, None)
     monkeypatch.setattr(engine_run, "check_engine", lambda *_: check)
@@ -161,7 +226,8 @@ def test_a_batch_that_does_not_fit_is_left_out_and_the_next_one_timed(emulated, 
     monkeypatch.setattr(CudaKVCache, "extend_with_zeros", refuse)
     monkeypatch.setattr(engine_timing, "WARM_UP", 1)
     report = EngineReport("tiny", False, 2)
-    engine_run._time(report, FakeRuntime(emulated), 1e9, (8, 9), (1,), 16, 2)
+    make = lambda: FakeRuntime(emulated)  # noqa: E731
+    engine_run._time(report, make, 1e9, (8, 9), (1,), 16, 2, lambda _: None)
     assert report.left_out == ["1 sequences of 9 tokens: cache: 9 tokens take too much"]
     assert {row.context for row in report.decode} == {8} and report.prompts and not report.said
     assert "Left out: 1 sequences of 9 tokens" in "\n".join(engine_lines(report))

@@ -75,7 +75,7 @@ def checkout(request, tmp_path):
 
 
 def peers(**more):
-    return time_peers(model_config("tiny"), torch.float32, CPU, 4, steps=2, **more)
+    return list(time_peers(model_config("tiny"), torch.float32, CPU, 4, steps=2, **more))
 
 
 def test_transformers_decodes_behind_the_context():
