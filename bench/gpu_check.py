@@ -3,8 +3,8 @@
 Builds for the devices that are there, runs the tests of the kernels against the plain reference on the device,
 times each op against the bandwidth of a copy, and runs some tests under compute-sanitizer where it is installed. With
 --engine it checks and times the engine instead, whole models against layers skipped. What fails is told at the end and
-keeps nothing else from being measured, but for the build. Writes gpu_check.json, gpu_check.md and, of the engine,
-gpu_check.png, again and again as results come.
+keeps nothing else from being measured, but for the build; what no time is left for is named. Writes gpu_check.json,
+gpu_check.md and, of the engine, gpu_check.png, again and again as results come, and what tests printed into logs/.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,11 +24,11 @@ import typer
 from flexidepth.cli.common import command_errors, say
 from flexidepth.errors import FlexiDepthError
 
-from .gpu import engine_run
-from .gpu.cases import LLAMA_3_8B, SMOLLM2, Shape, op_cases, router_case
+from .gpu import engine_run, ops_run
 from .gpu.check_report import Report, markdown, write_report
 from .gpu.check_steps import (
     MOST_KEPT,
+    Bounds,
     Step,
     build_step,
     cell,
@@ -39,52 +38,16 @@ from .gpu.check_steps import (
     test_steps,
 )
 from .gpu.costs import measure_costs
+from .gpu.deadline import Deadline
 from .gpu.engine_report import told
-from .gpu.layer_cases import layer_cases
-from .gpu.timing import OpRow, copy_bandwidth, measure_in_graphs, time_case
+from .gpu.isolated import apart
+from .gpu.timing import copy_bandwidth
 from .machine import describe_machine
 from .results_folder import check_folder
 
-_SHAPES: dict[str, Shape] = {"llama-3-8b": LLAMA_3_8B, "smollm2-135m": SMOLLM2}
 _ROWS = (1, 4, 8, 16, 64)
 _MOST_SAID = 1000  # characters of a table's cell
-
-
-def time_ops(
-    shape: Shape,
-    bandwidth: float,
-    rows: Sequence[int],
-    found: list[OpRow],
-    save: Callable[[], None],
-) -> tuple[bool, str]:
-    """Every op at the shapes of a model; `found` is filled, and `save` called, as results come. What stops one op stops
-    no other.
-
-    Returns:
-        Whether nothing was stopped; and how many were timed, what does not fit the device's memory, what was stopped.
-    """
-    from flexidepth_ext.cuda_ops import cuda_ops
-
-    ops, large, stopped = cuda_ops(), list[str](), list[str]()
-    cases = [
-        *op_cases(ops, shape, torch.bfloat16, "cuda", tuple(rows)),
-        *layer_cases(ops, shape, torch.bfloat16, "cuda", tuple(rows)),
-        router_case(ops, shape, "cuda"),
-    ]
-    for case in cases:
-        what = f"{case.op} {case.what}, {case.rows} rows"
-        try:
-            found.append(time_case(case, bandwidth, measure_in_graphs))
-        except torch.OutOfMemoryError:
-            large.append(what)
-        except Exception as error:
-            stopped.append(f"{what}, {told(error)}")
-        with suppress(Exception):
-            torch.cuda.empty_cache()
-        save()
-    said = [f"{len(found)} timed"]
-    said += [f"too large for the device's memory: {what}" for what in large]
-    return not stopped, "; ".join(said + stopped)
+_COSTS_SECONDS = 60.0  # for each of compiling and running what measures them
 
 
 @command_errors
@@ -95,10 +58,14 @@ def main(
     engine: Annotated[
         bool, typer.Option("--engine", help="Check and time the engine, not the ops.")
     ] = False,
-    shapes: Annotated[str, typer.Option(help="Models to time.")] = ",".join(_SHAPES),
+    shapes: Annotated[str, typer.Option(help="Models to time.")] = ",".join(ops_run.SHAPES),
     rows: Annotated[str, typer.Option(help="Numbers of rows of the ops.")] = ",".join(
         map(str, _ROWS)
     ),
+    sanitizers: Annotated[bool, typer.Option(help="Run tests under compute-sanitizer.")] = True,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds for everything: what none are left for is left out.")
+    ] = 570,
     peers: Annotated[bool, typer.Option(help="Time others beside the engine.")] = True,
     gpt_fast: Annotated[
         Path | None,
@@ -110,9 +77,10 @@ def main(
 ) -> None:
     """Build, test and time the CUDA kernels, or the engine, on this machine's device."""
     names = [name for name in shapes.split(",") if name]
-    if wrong := [name for name in names if name not in _SHAPES]:
-        raise typer.BadParameter(f"--shapes {wrong[0]}: wanted some of {', '.join(_SHAPES)}")
+    if wrong := [name for name in names if name not in ops_run.SHAPES]:
+        raise typer.BadParameter(f"--shapes {wrong[0]}: wanted some of {', '.join(ops_run.SHAPES)}")
     counts = _counts(rows)
+    bounds = Bounds(Deadline(deadline), output_dir / "logs")
     check_folder(output_dir)
     _check_device(build)
     report = Report(
@@ -123,14 +91,17 @@ def main(
     )
     save = partial(_save, report, output_dir)
     try:
-        if _built(report, build, save):
-            for step in _test_steps(engine) if tests else ():
+        if _built(report, build, bounds, save):
+            for step in _test_steps(engine, bounds) if tests else ():
                 report.steps.append(step)
                 save()
             if engine:
-                _measure_engine(report, names, peers, gpt_fast, save)
+                _measure_engine(report, names, peers, gpt_fast, bounds.deadline, save)
             else:
-                _measure_ops(report, names, counts, tests, save)
+                _measure_ops(report, names, counts, bounds.deadline, save)
+                for step in sanitizer_steps(bounds) if tests and sanitizers else ():
+                    report.steps.append(step)  # the slow ones
+                    save()
     except BaseException as error:  # Ctrl-C too
         report.steps.append(Step("the rest", False, 0.0, told(error)))
         raise
@@ -151,26 +122,27 @@ def _counts(rows: str) -> list[int]:
         raise typer.BadParameter(f"--rows {rows}: wanted numbers, as 1,4,64") from None
 
 
-def _built(report: Report, build: bool, save: Callable[[], None]) -> bool:
+def _built(report: Report, build: bool, bounds: Bounds, save: Callable[[], None]) -> bool:
     """Whether there is something to test: the build did not fail, or was not asked for."""
     if build:
-        report.steps.append(build_step())
+        report.steps.append(build_step(bounds))
         say(f"build: {report.steps[-1].said}")
         save()
     return report.ok
 
 
-def _test_steps(engine: bool) -> Iterator[Step]:
-    return engine_test_steps() if engine else test_steps()
+def _test_steps(engine: bool, bounds: Bounds) -> Iterator[Step]:
+    return engine_test_steps(bounds) if engine else test_steps(bounds)
 
 
 def _attempt(
     report: Report,
     save: Callable[[], None],
     name: str,
-    measure: Callable[[], tuple[bool, str]],
+    measure: Callable[[], tuple[bool | None, str]],
 ) -> None:
-    """A step that measures, and says whether it is good and what it found; an exception fails it and nothing else."""
+    """A step that measures, and says whether it is good (None: left out) and what it found; an exception fails it and
+    nothing else."""
     say(name)
     begin = time.monotonic()
     try:
@@ -197,19 +169,18 @@ def _measure_ops(
     report: Report,
     names: Sequence[str],
     counts: Sequence[int],
-    tests: bool,
+    deadline: Deadline,
     save: Callable[[], None],
 ) -> None:
-    """The ops of each model, then, of the tests, the slow ones."""
+    """The ops of each model."""
     bandwidth = _measure_bandwidth(report, save)
     for name in names:
-        shape = _SHAPES[name]
+        shape = ops_run.SHAPES[name]
         found = report.rows.setdefault(shape.name, [])
-        measure = partial(time_ops, shape, bandwidth, counts, found, save)
+        measure = partial(
+            ops_run.run, shape, bandwidth, counts, found, save, way=apart, deadline=deadline
+        )
         _attempt(report, save, f"ops, {name}", measure)
-    for step in sanitizer_steps() if tests else ():
-        report.steps.append(step)
-        save()
 
 
 def _measure_engine(
@@ -217,17 +188,21 @@ def _measure_engine(
     names: Sequence[str],
     peers: bool,
     gpt_fast: Path | None,
+    deadline: Deadline,
     save: Callable[[], None],
 ) -> None:
     """What the card takes for mechanisms, then whole models."""
     bandwidth = _measure_bandwidth(report, save)
 
-    def costs() -> tuple[bool, str]:
-        report.costs = measure_costs(torch.cuda.get_device_capability())
+    def costs() -> tuple[bool | None, str]:
+        if deadline.passed:
+            return None, deadline.said
+        seconds = deadline.cut(_COSTS_SECONDS)
+        report.costs = measure_costs(torch.cuda.get_device_capability(), seconds)
         good = [row for row in report.costs if row.median is not None]
         return True, f"{len(good)} of {len(report.costs)} measured"
 
-    def models() -> tuple[bool, str]:
+    def models() -> tuple[bool | None, str]:
         engine_run.run(
             names,
             bandwidth,
@@ -238,8 +213,15 @@ def _measure_engine(
             save,
             persistent=persistent_allowed(),
             gpt_fast=gpt_fast,
+            way=apart,
+            deadline=deadline,
         )
-        return True, f"{len(report.checks)} checks; {len(report.engines)} ways to run models"
+        said = f"{len(report.checks)} checks; {len(report.engines)} ways to run models"
+        missing = [what for engine in report.engines for what in engine.left_out]
+        late = any(deadline.said in what for what in missing)
+        if late or any(check.left_out for check in report.checks):
+            return None, f"{said}; the last ones {deadline.said}"
+        return True, said
 
     _attempt(report, save, "costs of mechanisms", costs)
     _attempt(report, save, "engine", models)

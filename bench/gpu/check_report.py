@@ -49,7 +49,7 @@ class Report:
         """Whether nothing failed; a target that is missed is a figure, not a failure."""
         steps = all(step.ok is not False for step in self.steps)
         engines = not any(engine.said for engine in self.engines)
-        return steps and engines and all(check.ok for check in self.checks)
+        return steps and engines and all(check.ok is not False for check in self.checks)
 
     def predictions(self, engine: EngineReport) -> list[Beside]:
         """What arithmetic says of an engine's steps, by the data sheet and by this card's own costs.
@@ -118,13 +118,15 @@ def markdown(report: Report) -> str:
     for engine in report.engines:
         lines += engine_lines(engine)
         lines += prediction_lines(report.predictions(engine))
-    if not report.rows:
-        return "\n".join(lines) + "\n"
-    lines += [
-        "",
-        "Every time is the median of replays of a CUDA graph that runs the op in turn on copies of its weights, which "
-        "together exceed every cache. The bytes are those of weights, or of keys and values.",
-    ]
+    if report.rows:
+        lines += [
+            "",
+            "Every time is the median of replays of a CUDA graph that runs the op in turn on copies of its weights, "
+            "which together exceed every cache. The bytes are those of weights, or of keys and values.",
+        ]
+    for step in report.steps:
+        if step.first_failure:
+            lines += ["", f"## First failure of {step.name}", "", "~~~", step.first_failure, "~~~"]
     return "\n".join(lines) + "\n"
 
 

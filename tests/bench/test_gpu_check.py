@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -19,11 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from bench import gpu_check
-from bench.gpu import check_report, check_steps, engine_run
+from bench.gpu import check_report, check_steps, engine_run, ops_run
 from bench.gpu.cases import OpCase, Shape, op_cases, router_case
 from bench.gpu.check_report import Report, markdown
 from bench.gpu.check_steps import Step
 from bench.gpu.costs import CostRow
+from bench.gpu.deadline import Deadline
 from bench.gpu.engine_check import EngineCheck
 from bench.gpu.engine_report import EngineReport, check_lines
 from bench.gpu.layer_cases import layer_cases
@@ -54,7 +56,7 @@ class Machine:
         return Step(name, not failed, 1.0, "1 failed" if failed else "9 passed")
 
     def time_ops(
-        self, shape: Shape, _: float, __: Any, found: list[OpRow], save: Any
+        self, shape: Shape, _: float, __: Any, found: list[OpRow], save: Any, **___: Any
     ) -> tuple[bool, str]:
         self.events.append(f"ops of {shape.name}")
         found.append(ROW)
@@ -95,12 +97,12 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
         "_check_device": lambda _: None,
         "describe_machine": dict,
         "copy_bandwidth": lambda: 2e12,
-        "measure_costs": lambda _: [CostRow("read", "GB/s", 2e3, 1e3, 3e3)],
-        "time_ops": made.time_ops,
+        "measure_costs": lambda *_: [CostRow("read", "GB/s", 2e3, 1e3, 3e3)],
     }.items():
         monkeypatch.setattr(gpu_check, name, value)
     monkeypatch.setattr(check_steps, "run_step", made.step)
     monkeypatch.setattr(engine_run, "run", made.run_engine)
+    monkeypatch.setattr(ops_run, "run", made.time_ops)
     monkeypatch.setattr(check_steps.shutil, "which", lambda *_, **__: "/x/compute-sanitizer")
     return made
 
@@ -149,9 +151,32 @@ def test_all_is_good(machine: Machine) -> None:
 def test_what_tests_run_on_a_device(machine: Machine) -> None:
     machine.check()
     (command,) = (c for c in machine.commands if c.endswith(" tests/cuda"))
-    for name in ("objects", "persistent", "choice"):
+    for name in ("objects", "persistent", "choice", "engine", "decode", "generate"):
         assert f"--ignore=tests/cuda/test_{name}.py" in command
     assert " -x" not in command
+
+
+def test_what_is_left_out_on_a_device_has_nothing_of_one() -> None:
+    """Every file of tests/cuda whose tests take no fixture of a device, and no other."""
+
+    def takes_a_device(path: Path) -> bool:
+        functions = [
+            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)
+        ]
+        return any(a.arg in ("ops", "make") for f in functions for a in f.args.args)
+
+    files = sorted((check_steps._ROOT / "tests/cuda").glob("test_*.py"))
+    without = [f"tests/cuda/{path.name}" for path in files if not takes_a_device(path)]
+    assert sorted(check_steps._NO_DEVICE_FILES) == without
+
+
+def test_tests_have_the_plugins_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_steps.importlib.util, "find_spec", lambda name: None)
+    assert check_steps._pytest() == check_steps._PYTEST
+    monkeypatch.setattr(check_steps.importlib.util, "find_spec", lambda name: name)
+    words = " ".join(check_steps._pytest())
+    assert "--timeout=40 --timeout-method=thread" in words
+    assert "-n 4 --dist load --max-worker-restart=50" in words
 
 
 def test_every_term_of_a_sanitizer_has_tests() -> None:
@@ -190,6 +215,75 @@ def test_what_a_sanitizer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert " -n " not in command and "linear_accumulates" in command and " or " in command
 
 
+def test_sanitizers_can_be_left_out(machine: Machine) -> None:
+    assert machine.check("--no-sanitizers").exit_code == 0
+    assert "tests on the device" in machine.events and "memcheck" not in machine.events
+
+
+@pytest.mark.parametrize("way", ["ops", "engine"])
+def test_what_no_time_is_left_for_is_named(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.undo()  # of the machine nothing but its folder
+    monkeypatch.setenv(PERSISTENT, "")
+    for name in ("get_device_name", "get_device_capability"):
+        monkeypatch.setattr(torch.cuda, name, lambda: (9, 0))
+    for name, value in {"_check_device": lambda _: None, "describe_machine": dict}.items():
+        monkeypatch.setattr(gpu_check, name, value)
+    monkeypatch.setattr(gpu_check, "copy_bandwidth", lambda: 2e12)
+    runtime = SimpleNamespace(can_overlap=False, device=torch.device("cpu"))
+    monkeypatch.setattr(engine_run.run, "__kwdefaults__", {
+        **engine_run.run.__kwdefaults__, "make_runtime": lambda: runtime
+    })  # fmt: skip
+    monkeypatch.setattr(check_steps.shutil, "which", lambda *_, **__: "/x/compute-sanitizer")
+    result = machine.check("--deadline", "0", *(["--engine"] if way == "engine" else []))
+    assert result.exit_code == 0, result.output
+    said = "left out: nothing is left of the 0 s of --deadline"
+    left = {step["name"] for step in machine.written["steps"] if step["ok"] is None}
+    named = {step["name"] for step in machine.written["steps"] if said in step["said"]}
+    tests = {"build", "tests on the device"}
+    if way == "ops":
+        tests |= {"ops, llama-3-8b", "ops, smollm2-135m", "memcheck", "racecheck"}
+    else:
+        tests |= {"tests of persistent passes", "costs of mechanisms", "engine"}
+        assert [check["ok"] for check in machine.written["checks"]] == [None] * 4
+        first, *_ = machine.written["engines"]
+        assert first["left_out"] == [said, f"peers: {said}"]
+        assert f"| tiny | bfloat16 | | | | | | | {said} | left out |" in result.output
+    assert left == named == tests
+
+
+def test_a_step_gets_what_is_left_and_keeps_its_whole_output(tmp_path: Path) -> None:
+    bounds = check_steps.Bounds(Deadline(4), tmp_path / "logs")
+    code = f"import time; print('x' * {check_steps.MOST_KEPT + 9}, flush=True); time.sleep(60)"
+    step = check_steps.run_step("a b", [sys.executable, "-c", code], 50, bounds=bounds)
+    assert step.ok is False and step.said.startswith("took more than 4 s")
+    assert len(step.output) == check_steps.MOST_KEPT
+    kept = (tmp_path / "logs" / "a_b.txt").read_text()
+    assert len(kept.strip()) == check_steps.MOST_KEPT + 9
+    late = check_steps.run_step("c", [sys.executable, "-c", ""], 50, bounds=bounds)
+    assert late.ok is None and late.said == bounds.deadline.said
+
+
+def test_an_output_that_cannot_be_kept_fails_nothing(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file")
+    bounds = check_steps.Bounds(logs=tmp_path / "logs")
+    assert check_steps.run_step("a", [sys.executable, "-c", "print(1)"], 50, bounds=bounds).ok
+
+
+def test_tests_that_run_out_of_time_tell_what_failed(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import time\ndef test_a(): assert 1 == 2\ndef test_b(): time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    step = check_steps.run_step("x", command, 12, interrupt=True)
+    assert step.ok is False
+    assert step.said.startswith("took more than 12 s; its last words: 1 failed")
+    assert step.first_failure.startswith("=") and "assert 1 == 2" in step.first_failure
+    report = Report("a device", "9.0", {}, "python x", [step])
+    assert "## First failure of x" in markdown(report) and "assert 1 == 2" in markdown(report)
+
+
 @pytest.mark.parametrize("way", ["ops", "engine"])
 def test_an_exception_fails_a_step_and_no_other(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, way: str
@@ -198,7 +292,7 @@ def test_an_exception_fails_a_step_and_no_other(
     monkeypatch.setattr(gpu_check, "measure_costs", refuse)
     timed = machine.time_ops
     monkeypatch.setattr(
-        gpu_check, "time_ops", lambda s, *a: refuse() if s.heads == 32 else timed(s, *a)
+        ops_run, "run", lambda s, *a, **o: refuse() if s.heads == 32 else timed(s, *a, **o)
     )
     result = machine.check(*(["--engine"] if way == "engine" else []))
     assert result.exit_code == 1
@@ -227,11 +321,12 @@ def test_an_engine_that_stops_is_a_failed_step(
 def test_what_was_measured_is_written_before_it_is_stopped(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    def stopped(shape: Shape, _: float, __: Any, found: list[OpRow], save: Any) -> None:
+    def stopped(*arguments: Any, **_: Any) -> None:
+        found = arguments[3]
         found.append(ROW)
         raise stop
 
-    monkeypatch.setattr(gpu_check, "time_ops", stopped)
+    monkeypatch.setattr(ops_run, "run", stopped)
     result = machine.check()
     assert result.exit_code == 130 or stop is SystemExit
     assert machine.written["rows"] == {"Llama-3-8B": [ROW.to_dict()]}
@@ -257,10 +352,10 @@ def test_it_is_written_as_results_come(machine: Machine, monkeypatch: pytest.Mon
         return [step["name"] for step in seen[what]["steps"]]
 
     monkeypatch.setattr(check_steps, "run_step", noted("", machine.step))
-    monkeypatch.setattr(gpu_check, "measure_costs", noted("costs", lambda _: []))
+    monkeypatch.setattr(gpu_check, "measure_costs", noted("costs", lambda *_: []))
 
     monkeypatch.setattr(gpu_check, "copy_bandwidth", noted("bandwidth", lambda: 2e12))
-    monkeypatch.setattr(gpu_check, "time_ops", noted("ops", machine.time_ops))
+    monkeypatch.setattr(ops_run, "run", noted("ops", machine.time_ops))
     monkeypatch.setattr(engine_run, "run", noted("engine", machine.run_engine))
     machine.check()
     assert seen["build"] is None and names("tests on the device") == ["build"]
@@ -378,21 +473,63 @@ def test_an_op_that_stops_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> Non
         return refuse() if case.op == "broken" else replace(ROW, op=case.op)
 
     cases = [OpCase(name, "w", 1, 1.0, lambda: print) for name in ("a", "broken", "large", "b")]
-    monkeypatch.setattr("flexidepth_ext.cuda_ops.cuda_ops", lambda: None)
-    monkeypatch.setattr(gpu_check, "op_cases", lambda *_: cases)
-    monkeypatch.setattr(gpu_check, "layer_cases", lambda *_: [])
-    monkeypatch.setattr(
-        gpu_check, "router_case", lambda *_: OpCase("c", "w", 1, 1.0, lambda: print)
-    )
-    monkeypatch.setattr(gpu_check, "time_case", timed)
+    monkeypatch.setattr(ops_run, "_cases", lambda *_: [*cases, OpCase("c", "w", 1, 1.0, print)])
+    monkeypatch.setattr(ops_run, "time_case", timed)
     found: list[OpRow] = []
     saved: list[int] = []
-    ok, said = gpu_check.time_ops(
-        gpu_check.SMOLLM2, 1e12, [1], found, lambda: saved.append(len(found))
+    ok, said = ops_run.run(
+        ops_run.SHAPES["smollm2-135m"], 1e12, [1], found, lambda: saved.append(len(found))
     )
     assert [row.op for row in found] == ["a", "b", "c"] and saved == [1, 1, 1, 2, 3] and not ok
     assert said.startswith("3 timed; too large for the device's memory: large w, 1 rows; ")
     assert "broken w, 1 rows, stopped: RuntimeError: no such / thing" in said
+
+
+@pytest.mark.parametrize("unusable", [True, False])
+def test_behind_an_op_that_ends_its_process_another_goes_on(
+    monkeypatch: pytest.MonkeyPatch, unusable: bool
+) -> None:
+    """Whether the process is gone, or only its device."""
+    processes: list[int] = []
+
+    class Gone(Exception):
+        pass
+
+    def way(work: Any, arguments: Any, take: Any, *_: float) -> str:
+        processes.append(arguments[-1])
+        try:
+            work(*arguments, take)
+        except Gone:
+            return "stopped: its process was ended by SIGSEGV"
+        return ""
+
+    def timed(case: OpCase, *_: Any) -> OpRow:
+        if case.op != "broken":
+            return replace(ROW, op=case.op)
+        raise RuntimeError("illegal") if unusable else Gone
+
+    monkeypatch.setattr(ops_run, "told", lambda error: refuse_gone(error, Gone))
+    monkeypatch.setattr(ops_run, "_unusable", lambda: unusable)
+    names = ("a", "broken", "b", "broken", "c")
+    cases = [OpCase(name, "w", 1, 1.0, lambda: print) for name in names]
+    monkeypatch.setattr(ops_run, "_cases", lambda *_: cases)
+    monkeypatch.setattr(ops_run, "time_case", timed)
+    found: list[OpRow] = []
+    shape = ops_run.SHAPES["smollm2-135m"]
+    ok, said = ops_run.run(shape, 1e12, [1], found, lambda: None, way=way)
+    assert [row.op for row in found] == ["a", "b", "c"] and not ok
+    assert processes == [0, 2, 4] and said.count("broken w, 1 rows, stopped: ") == 2
+    assert "the rest" not in said
+    cases[:] = [OpCase("broken", "w", 1, 1.0, lambda: print)] * 9
+    ok, said = ops_run.run(shape, 1e12, [1], [], lambda: None, way=way)
+    assert not ok and said.endswith("the rest: 6 processes ended before it")
+
+
+def refuse_gone(error: BaseException, gone: type[Exception]) -> str:
+    """What an error is told as, unless it stands for the end of a process."""
+    if isinstance(error, gone):
+        raise error
+    return f"stopped: {error}"
 
 
 def run_engine(**options: Any) -> tuple[list[EngineCheck], list[EngineReport]]:
