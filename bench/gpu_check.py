@@ -39,9 +39,9 @@ from .gpu.check_steps import (
 )
 from .gpu.costs import measure_costs
 from .gpu.deadline import Deadline
-from .gpu.engine_report import told
 from .gpu.isolated import apart
 from .gpu.timing import copy_bandwidth
+from .gpu.told import told
 from .machine import describe_machine
 from .results_folder import check_folder
 

@@ -15,8 +15,6 @@ from .engine_timing import DecodeRow, PrefetchRow, PromptRow
 from .predictions import Beside, span
 from .targets import target_lines, targets
 
-_MOST_SAID = 600  # characters of an error
-
 
 @dataclass
 class EngineReport:
@@ -57,12 +55,6 @@ class EngineReport:
             "left_out": self.left_out,
             "said": self.said,
         }
-
-
-def told(error: BaseException) -> str:
-    """What stopped something, as a cell of a table."""
-    words = f"stopped: {type(error).__name__}: {error}".split()
-    return " ".join(words).replace("|", "/")[:_MOST_SAID]
 
 
 def check_lines(checks: Sequence[EngineCheck]) -> list[str]:

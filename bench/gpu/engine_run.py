@@ -25,9 +25,10 @@ from ..models import model_config, random_weights
 from .deadline import Deadline
 from .engine_check import EngineCheck, check_engine
 from .engine_peers import PeerRow, time_peers
-from .engine_report import EngineReport, told
+from .engine_report import EngineReport
 from .engine_timing import time_decode, time_forms, time_prefetch, time_prompts
 from .isolated import Send, Way, here
+from .told import told
 
 _CONTEXTS = (128, 4096)
 _BATCHES = (1, 2, 4, 8)

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from .engine_report import told
+from .told import told
 
 Send = Callable[[Any], object]
 Work = Callable[..., object]  # its last argument is a Send

@@ -10,10 +10,10 @@ import torch
 
 from .cases import LLAMA_3_8B, SMOLLM2, OpCase, Shape, op_cases, router_case
 from .deadline import Deadline
-from .engine_report import told
 from .isolated import Send, Way, here
 from .layer_cases import layer_cases
 from .timing import OpRow, measure_in_graphs, time_case
+from .told import told
 
 SHAPES: dict[str, Shape] = {"llama-3-8b": LLAMA_3_8B, "smollm2-135m": SMOLLM2}
 _SECONDS = 150.0  # for the ops of a model
