@@ -51,6 +51,9 @@ _PERSISTENT = "FLEXIDEPTH_CUDA_PERSISTENT"
 _ENGINE_FILES = [f"tests/cuda/test_{name}.py" for name in ("engine", "decode", "generate")]
 # Of kernels whose blocks wait for each other, which could be for ever.
 _PERSISTENT_FILES = ("tests/cuda/test_persistent.py", "tests/cuda/test_choice.py")
+_DRAWS = (
+    "tests/cuda/test_sample.py"  # by blocks that wait, where they may; by one each among the ops
+)
 _NO_PERSISTENT = "persistent passes are left out of checks and timings"
 # Files of tests/cuda that have nothing of a device: they are for every machine, and passed before.
 _NO_DEVICE_FILES = [
@@ -248,7 +251,7 @@ def engine_test_steps(bounds: Bounds | None = None) -> Iterator[Step]:
     if not persistent_allowed():
         yield Step(name, None, 0.0, f"{_PERSISTENT} is 0; {_NO_PERSISTENT}")
         return
-    command = [*_pytest(), *_PERSISTENT_FILES]
+    command = [*_pytest(), *_PERSISTENT_FILES, _DRAWS]
     step = run_step(name, command, 90, _ON_DEVICE, bounds=bounds, interrupt=True)
     if not step.ok:  # nothing is known of them, either, where no time was left
         os.environ[_PERSISTENT] = "0"

@@ -177,14 +177,14 @@ def _time(
     skips = sorted({round(i * report.routed / _SKIP_STEPS) for i in range(_SKIP_STEPS + 1)})
     made: list[CudaEngine] = []
 
-    def engine(persistent: bool | None) -> CudaEngine:
+    def engine(overlap: bool | None, persistent: bool | None) -> CudaEngine:
         weights = random_weights(config, torch.bfloat16, runtime.device)
         made.append(
             CudaEngine(
                 config,
                 weights,
                 dtype=torch.bfloat16,
-                overlap=report.overlap,
+                overlap=overlap,
                 persistent=persistent,
                 runtime=runtime,
             )
@@ -192,7 +192,7 @@ def _time(
         return made[-1]
 
     try:
-        timed = engine(report.persistent)
+        timed = engine(report.overlap, report.persistent)
         for context in contexts:
             for batch in batches:
                 try:
@@ -200,13 +200,15 @@ def _time(
                 except OutOfMemoryError as error:
                     report.left_out.append(f"{batch} sequences of {context} tokens: {error}")
                 send(report)
-        if report.persistent:
-            report.choices = time_forms(engine(None), batches, contexts[0])
-        else:
+        if not report.persistent:
             some = sorted({0, round(report.routed / 2), report.routed})
             report.prefetch = time_prefetch(timed, contexts[0], _PREFETCH_KB, some, steps)
             send(report)
             report.prompts = time_prompts(timed, prompt, _SHARES)
+            send(report)
+        if not report.persistent and not report.overlap:
+            timed.close()  # a card may have no room for two
+            report.choices = time_forms(engine(None, None), batches, contexts[0])
     except Exception as error:
         report.said = told(error)
     finally:

@@ -46,7 +46,7 @@ def found(emulated, monkeypatch):
         steps=2,
     )
     # After each check, and of each way to run the model after each batch, parts behind them, and at its end.
-    assert len(saved) == 2 + 2 * (2 + 1 + 2) + (2 + 2)
+    assert len(saved) == 2 + 2 * (2 + 2 + 2) + (2 + 2)
     return checks, reports
 
 
@@ -66,8 +66,8 @@ def test_the_whole_run(found, tmp_path):
         ("tiny", True, False),
         ("tiny", False, True),
     ]
-    assert [(c.sequences, c.routing, list(c.seconds)) for c in reports[2].choices] == [
-        (sequences, routing, ["kernels", "persistent"])
+    assert [(c.sequences, c.routing, list(c.seconds)) for c in reports[0].choices] == [
+        (sequences, routing, ["kernels", "overlap", "persistent"])
         for sequences in (1, 2)
         for routing in ("dense", "router")
     ]
@@ -96,7 +96,7 @@ def test_the_whole_run(found, tmp_path):
     assert "| tiny | bfloat16 |" in text and "## tiny, kernels overlap" in text
     assert "## tiny, one persistent kernel" in text and "same bits" in text
     assert "| same tokens and bits | ok |" in text
-    assert "| 2 | 1 | router | 1000.000 | 2000.000 | many kernels |" in text
+    assert "| 2 | 1 | router | 1000.000 | 1000.000 | 1000.000 | kernels |" in text
     assert "| 1 | 8 | dense |" in text and "| 16 | 50% |" in text
     assert "| idle kernel of 1000 blocks | 2.00 | 1.00 to 3.00 | us |" in text
     assert text.count("| 8 | dense | this card's costs | 0.") == 2
@@ -115,8 +115,8 @@ def emulated_runtime() -> FakeRuntime:
 
 
 @pytest.mark.usefixtures("emulated")
-def test_stages_in_processes_of_their_own(monkeypatch):
-    """All that they send goes from one process to another."""
+def test_a_stage_in_a_process_of_its_own(monkeypatch):
+    """All that it sends goes from one process to another."""
     monkeypatch.setattr(engine_run, "_variants", lambda *_: [(False, False)])
     checks, reports, ended = [], [], []
 
@@ -132,9 +132,8 @@ def test_stages_in_processes_of_their_own(monkeypatch):
         checks,
         reports,
         lambda: None,
-        check_tokens=12,
         make_runtime=emulated_runtime,
-        checked=["tiny"],
+        checked=[],
         contexts=(8,),
         batches=(1,),
         prompt=16,
@@ -142,7 +141,7 @@ def test_stages_in_processes_of_their_own(monkeypatch):
         persistent=False,
         way=way,
     )
-    assert ended == [""] * 3 and [check.ok for check in checks] == [True, True]
+    assert ended == [""]
     (report,) = reports
     assert report.decode and report.prefetch and report.prompts and not report.said
 

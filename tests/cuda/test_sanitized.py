@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CHOSEN = (
     "forward and (linear_matches and 33 or gated_mlp and 65 or lm_head or no_live or embed or rms_norm and 33 or "
     "rope_is or gates_are and 36-9 or compaction and 1025 or seconds or gathered or one_query and 15 or several or "
-    "plain_layer and 7 or two_calls or joined_phases and 5 or halves_of or cpus_tokens and 1500 or border or faults) "
-    "or kind_of_model and (wide_heads or odd_sizes) or number_of_rows and 5 or wait_for_each_other"
+    "plain_layer and 7 or two_calls or joined_phases and 5 or halves_of or cpus_tokens and 1500 and top_k and top_p "
+    "or border or faults or two_blocks or rounds_once and 264 or residual_add) or kind_of_model and (wide_heads or "
+    "odd_sizes) or number_of_rows and 5 or wait_for_each_other"
 )
 
 
