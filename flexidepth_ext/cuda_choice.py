@@ -143,7 +143,7 @@ def measure(
         try:
             graph: Graph = runtime.capture(lambda form=form: launch(form))  # type: ignore[misc]
             took = runtime.seconds_of(graph)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if plain is None:
                 raise
             said[form.value] = str(error)

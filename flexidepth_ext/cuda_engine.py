@@ -67,9 +67,9 @@ class CudaEngine:
         max_rows: most tokens in one pass; scratch memory grows with it, up to 256 MB for prompts.
         max_length: most tokens of a sequence; None = the model's positions.
         strict_router: keep W_dec and W_head apart instead of folding them into one vector.
-        overlap: whether kernels of passes of up to 64 rows begin while those before them end (programmatic dependent
-            launch; never where the device cannot: from compute capability 9.0 on); None = as FLEXIDEPTH_CUDA_OVERLAP
-            says, 0 or 1, and without it as measured, for graphs.
+        overlap: whether the kernels of passes that are many of our own begin while those before them end (programmatic
+            dependent launch; never where the device cannot: from compute capability 9.0 on); None = as
+            FLEXIDEPTH_CUDA_OVERLAP says, 0 or 1, and without it as measured, for graphs.
         prefetch_kb: KiB of each routed layer's weights that decoding brings into the L2 cache before it is decided
             whether they are needed; None = FLEXIDEPTH_CUDA_PREFETCH_KB, or 0.
         check: wait for each kernel, so that an error names the op that it is of; slow. None = whether

@@ -97,16 +97,16 @@ def _listen(
     while True:
         now = time.monotonic()
         left = min(begin + seconds, last + quiet) - now
-        if left <= 0:
+        if left <= 0 and not receiving.poll():  # what has come counts, however late it is taken
             if now >= begin + seconds:
                 return f"stopped: took more than {seconds:.0f} s"
             return f"stopped: nothing came of it for {quiet:.0f} s"
         # Not the pipe alone: what a process started may hold it open when that process is gone.
-        wait([receiving, process.sentinel], None if left == math.inf else left)
+        wait([receiving, process.sentinel], None if left == math.inf else max(left, 0.0))
         if receiving.poll():
             try:
                 message = receiving.recv()
-            except EOFError:
+            except (EOFError, OSError):  # also in the middle of a message
                 return _death(process)
             if isinstance(message, _Ended):
                 process.join(_END_SECONDS)
@@ -134,4 +134,7 @@ def _end(process: BaseProcess) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     if process.is_alive():  # before it had a group
         process.kill()
-    process.join(_END_SECONDS)  # a driver may keep it
+    process.join(_END_SECONDS)
+    if process.is_alive():  # a driver keeps it: the end of this process does not wait for it
+        children: set[BaseProcess] = multiprocessing.process._children  # type: ignore[attr-defined]
+        children.discard(process)

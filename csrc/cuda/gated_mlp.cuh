@@ -9,6 +9,8 @@ namespace flexidepth::cuda {
 // A pair is one row of W_gate and the same of W_up.
 template <class T>
 struct Activation {
+  static constexpr bool kOftenFew = true;
+
   PackedMatrix gate;
   PackedMatrix up;
   float* activation;  // [rows, width]

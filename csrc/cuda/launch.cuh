@@ -34,14 +34,6 @@ inline void allow_shared(const char* op, const void* kernel, size_t bytes) {
                                         static_cast<int>(bytes)));
 }
 
-// Of the current device.
-inline int64_t multiprocessors(const char* op) {
-  int device = 0, count = 0;
-  check_launch(op, cudaGetDevice(&device));
-  check_launch(op, cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
 inline cudaLaunchConfig_t launch_config(dim3 grid, int threads, size_t shared_bytes,
                                         const Context& context) {
   cudaLaunchConfig_t config = {};
@@ -66,18 +58,28 @@ void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, s
   if (context.check) check_launch(op, cudaStreamSynchronize(config.stream));
 }
 
+// Blocks that the device holds at once when nothing else is there.
+template <class... Params>
+int64_t blocks_at_once(const char* op, void (*kernel)(Params...), int threads,
+                       size_t shared_bytes) {
+  allow_shared(op, reinterpret_cast<const void*>(kernel), shared_bytes);
+  int device = 0, processors = 0, resident = 0;
+  check_launch(op, cudaGetDevice(&device));
+  check_launch(op, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  check_launch(
+      op, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared_bytes));
+  return static_cast<int64_t>(resident) * processors;
+}
+
 // Blocks that the device runs at once, so that they may wait for each other; 0 = it promises that
 // for none.
 template <class... Params>
 int64_t resident_blocks(const char* op, void (*kernel)(Params...), int threads,
                         size_t shared_bytes) {
-  allow_shared(op, reinterpret_cast<const void*>(kernel), shared_bytes);
-  int device = 0, cooperates = 0, resident = 0;
+  int device = 0, cooperates = 0;
   check_launch(op, cudaGetDevice(&device));
   check_launch(op, cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device));
-  check_launch(
-      op, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared_bytes));
-  return cooperates != 0 ? resident * multiprocessors(op) : 0;
+  return cooperates != 0 ? blocks_at_once(op, kernel, threads, shared_bytes) : 0;
 }
 
 // Blocks that wait for each other, at most resident_blocks. False: the device, which is shared, has

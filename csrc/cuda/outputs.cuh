@@ -20,6 +20,8 @@ __device__ __forceinline__ uint64_t best_key(float logit, int64_t token) {
 
 template <class T>
 struct Outputs {
+  static constexpr bool kOftenFew = true;
+
   LinearOutput output;
   uint64_t* best;  // [rows] keys of the largest values, or null
 

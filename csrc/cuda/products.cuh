@@ -1,7 +1,8 @@
 // One launch of a product for whatever type and number of rows: matvec.cuh up to 8 rows, tiles.cuh
 // beyond where the weights allow it, else matvec.cuh 8 rows at a time.
 //
-// An Op is what matvec.cuh says.
+// An Op is what matvec.cuh says, and whether fewer rows than were launched for are often all there
+// are: bool kOftenFew.
 #pragma once
 
 #include <algorithm>
@@ -21,17 +22,14 @@ __global__ void __launch_bounds__(kMatvecThreads, matvec_resident(M))
   if (begin >= live) return;  // the whole block: nothing runs
   if (in.x.live != nullptr) prefetch_first<T, matvec_pairs(M)>(in, op, dev::block());
   const auto row_at = [&](int m) { return row_of(in.x, begin + m); };
-  matvec_of_live<T, M, matvec_pairs(M)>(in, begin, live - begin, row_at, op,
-                                        dev::shared_memory<float>(), dev::block(), dev::blocks());
-}
-
-// Blocks along x: as many as a device holds at once, which take tasks in turn. More would each look
-// for their rows and stage the inputs anew, and where no row runs each would come to find that.
-template <int M>
-int64_t blocks_in_turn(const char* name, int64_t units, int64_t row_groups) {
-  const int64_t tasks = matvec_blocks(units, matvec_pairs(M));
-  const int64_t resident = matvec_resident(M) * dev::multiprocessors(name);
-  return std::min(tasks, ceil_div(resident, row_groups));
+  constexpr int kPairs = matvec_pairs(M);
+  auto* shared = dev::shared_memory<float>();
+  if constexpr (Op::kOftenFew) {
+    matvec_of_live<T, M, kPairs>(in, begin, live - begin, row_at, op, shared, dev::block(),
+                                 dev::blocks());
+  } else {
+    matvec<T, M, kPairs>(in, begin, live - begin, row_at, op, shared, dev::block(), dev::blocks());
+  }
 }
 
 template <class T, class Op>
@@ -56,10 +54,16 @@ void run_product(const char* name, const Input& in, const Op& op, int64_t units,
   }
   with_rows<T>(in.x.count, [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
+    const auto kernel = matvec_kernel<T, kRows, Op>;
+    const size_t shared_bytes = matvec_shared_bytes<kRows>(in.k);
     const int64_t row_groups = ceil_div(in.x.count, kRows);
-    dev::launch(name, matvec_kernel<T, kRows, Op>,
-                grid_of(blocks_in_turn<kRows>(name, units, row_groups), row_groups), kMatvecThreads,
-                matvec_shared_bytes<kRows>(in.k), context, in, op);
+    // As many as the device holds at once take tasks in turn. More would each look for their rows
+    // and stage the inputs anew, and where no row runs each would come to find that.
+    const int64_t most = dev::blocks_at_once(name, kernel, kMatvecThreads, shared_bytes);
+    const int64_t tasks = matvec_blocks(units, matvec_pairs(kRows));
+    const int64_t blocks = std::clamp(most / row_groups, int64_t{1}, tasks);
+    dev::launch(name, kernel, grid_of(blocks, row_groups), kMatvecThreads, shared_bytes, context,
+                in, op);
   });
 }
 

@@ -10,6 +10,8 @@ namespace flexidepth::cuda {
 
 template <class T>
 struct Projection {
+  static constexpr bool kOftenFew = false;
+
   ProjectArgs args;
   // Where a block that lists its rows itself has their numbers, int32, in shared memory: as many
   // floats from its beginning; -1 = h lists them, if anyone does.

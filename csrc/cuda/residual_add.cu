@@ -9,16 +9,18 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// A block takes a row, a thread eight values of it where rows are whole eights, else one.
+// A block takes a row, a thread eight values of it where rows are whole eights of 16 bytes, else
+// one.
 template <class T>
-__global__ void __launch_bounds__(kThreads) residual_add_kernel(const ResidualAddArgs args) {
+__global__ void __launch_bounds__(kThreads)
+    residual_add_kernel(const ResidualAddArgs args, const bool eights) {
   dev::await_inputs();
   const int64_t i = dev::block(), width = args.h.stride;
   const T* y = static_cast<const T*>(args.y) + i * width;
   float* h = row_of(args.h, i);
   const float scale = args.scale == nullptr ? 1.0f : args.scale[i];
   const auto bias = [&](int64_t j) { return args.bias == nullptr ? 0.0f : args.bias[j]; };
-  if (width % 8 != 0) {
+  if (!eights) {
     for (int64_t j = dev::thread(); j < width; j += kThreads)
       h[j] = fmaf(scale, to_float(y[j]) + bias(j), h[j]);
     return;
@@ -43,11 +45,12 @@ void residual_add(const ResidualAddArgs& args, const Context& context) {
   if (args.h.count == 0) return;
   check(size_of(args.dtype) == 2, ErrorKind::kUnsupported, "residual_add: ", name_of(args.dtype),
         "; wanted a type of 16 bits, whose products are a library's");
+  const bool eights = args.h.stride % 8 == 0 && chunks_begin(args.y, args.h.base);
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (sizeof(T) == 2)
       dev::launch("residual_add", residual_add_kernel<T>, grid_of(args.h.count), kThreads, 0,
-                  context, args);
+                  context, args, eights);
   });
 }
 

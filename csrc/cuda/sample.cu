@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kPieces = 512;                   // of the vocabulary: what a warp takes at a time
+constexpr int kPieces = 256;                   // of the vocabulary: what a warp takes at a time
 constexpr int kMostBlocks = kPieces / kWarps;  // of a row
 constexpr float kMassUnit =
     0x1p40f;  // probabilities are counted in whole units: sums have no order
@@ -187,7 +187,7 @@ class Draw {
   template <class Wanted, class Key, class Add>
   __device__ void next_digit(int shift, uint32_t known, const Wanted& wanted, const Key& key,
                              const Add& add) {
-    // The next pass's counts: whoever read them, three passes ago, is behind two meetings.
+    // The next pass's counts: they were read two passes ago, and all have met since.
     uint64_t *mass = room_.mass[pass_ % 3], *next = room_.mass[(pass_ + 1) % 3];
     ++pass_;
     if (part_ == 0 && dev::thread() < kDigits) next[dev::thread()] = 0;

@@ -13,9 +13,10 @@ __device__ __forceinline__ float silu_times(float gate, float up) {
   return gate / (1.0f + expf(-gate)) * up;
 }
 
-// A thread takes eight values of a row where rows are whole eights, else one.
+// A thread takes eight values of a row where rows are whole eights of 16 bytes, else one.
 template <class T>
-__global__ void __launch_bounds__(kThreads) silu_and_mul_kernel(const SiluAndMulArgs args) {
+__global__ void __launch_bounds__(kThreads)
+    silu_and_mul_kernel(const SiluAndMulArgs args, const int64_t step) {
   dev::await_inputs();
   const auto *gate = static_cast<const T*>(args.gate), *up = static_cast<const T*>(args.up);
   auto* y = static_cast<T*>(args.y);
@@ -23,7 +24,6 @@ __global__ void __launch_bounds__(kThreads) silu_and_mul_kernel(const SiluAndMul
   const auto bias = [&](const float* of, int64_t at) {
     return of == nullptr ? 0.0f : of[at % args.width];
   };
-  const int64_t step = args.width % 8 == 0 ? 8 : 1;
   const int64_t at = (dev::block() * kThreads + dev::thread()) * step;
   if (at >= args.rows * args.width) return;
   if (step == 1) {
@@ -55,12 +55,13 @@ void silu_and_mul(const SiluAndMulArgs& args, const Context& context) {
   if (values == 0) return;
   check(size_of(args.dtype) == 2, ErrorKind::kUnsupported, "silu_and_mul: ", name_of(args.dtype),
         "; wanted a type of 16 bits, whose products are a library's");
-  const int64_t threads = args.width % 8 == 0 ? values / 8 : values;
+  const bool eights = args.width % 8 == 0 && chunks_begin(args.gate, args.up, args.y);
+  const int64_t step = eights ? 8 : 1;
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (sizeof(T) == 2)
-      dev::launch("silu_and_mul", silu_and_mul_kernel<T>, grid_of(ceil_div(threads, kThreads)),
-                  kThreads, 0, context, args);
+      dev::launch("silu_and_mul", silu_and_mul_kernel<T>,
+                  grid_of(ceil_div(values / step, kThreads)), kThreads, 0, context, args, step);
   });
 }
 

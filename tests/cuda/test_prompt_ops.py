@@ -51,6 +51,25 @@ def test_residual_add(ops, dtype, width, listed):
         assert torch.equal(got[others], h[others])
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_where_no_16_bytes_begin(ops, dtype):
+    """The same values, one at a time."""
+    half, whole = torch.randn(100).to(dtype), torch.randn(100)
+    a, b = half[:48].view(2, 24), half[50:98].view(2, 24)
+    odd = [half[1:49].clone(), torch.empty(49, dtype=dtype), torch.empty(49)]
+    odd[1][1:], odd[2][1:] = a.flatten(), whole[:48]
+    moved, h = odd[1][1:].view(2, 24), odd[2][1:].view(2, 24)
+    want = ops.silu_and_mul(a.contiguous(), b.contiguous())
+    for gate, up in ((moved, b), (b, moved)):
+        assert torch.equal(
+            ops.silu_and_mul(gate, up),
+            want if gate is moved else ops.silu_and_mul(b.clone(), a.clone()),
+        )
+    want = ops.residual_add(whole[:48].view(2, 24).clone(), a.clone())
+    assert torch.equal(ops.residual_add(h.clone(), moved), want)
+    assert torch.equal(ops.residual_add(h, a.clone()), want)
+
+
 def test_nothing_to_do(ops):
     nothing, h = torch.empty(0, 8, dtype=torch.bfloat16), torch.ones(2, 8)
     assert ops.silu_and_mul(nothing, nothing).shape == (0, 8)

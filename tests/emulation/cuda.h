@@ -166,7 +166,10 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Float16,
          Place place = Place::current());
 
 // So few that the blocks of small products have several tasks each.
-constexpr int64_t multiprocessors(const char*) { return 1; }
+template <class... Params>
+constexpr int64_t blocks_at_once(const char*, void (*)(Params...), int, size_t) {
+  return 3;
+}
 
 template <class... Params, class... Args>
 void launch(const char* op, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
