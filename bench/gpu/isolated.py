@@ -15,27 +15,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Any
 
 from .told import told
 
 Send = Callable[[Any], object]
 Work = Callable[..., object]  # its last argument is a Send
+Way = Callable[..., str]  # `here` or `apart`
 _END_SECONDS = 5.0  # that a process has to end, when its work is done and when it is killed
-
-
-class Way(Protocol):
-    """How to do some work: `here` or `apart`."""
-
-    def __call__(
-        self,
-        work: Work,
-        arguments: tuple[Any, ...],
-        take: Send,
-        seconds: float = math.inf,
-        quiet: float = math.inf,
-    ) -> str:
-        """Call work(*arguments, send); `take` gets what it sends, as it comes. Returns what stopped it, or ""."""
 
 
 def here(
@@ -45,7 +32,12 @@ def here(
     seconds: float = math.inf,
     quiet: float = math.inf,
 ) -> str:
-    """In this process, for what cannot be sent to another one. Nothing ends it: seconds are not counted."""
+    """Call work(*arguments, send) in this process, for what cannot be sent to another one; `take` gets what it sends,
+    as it comes. Nothing ends it: seconds are not counted.
+
+    Returns:
+        What stopped it, or "".
+    """
     try:
         work(*arguments, take)
     except Exception as error:
@@ -60,8 +52,8 @@ def apart(
     seconds: float = math.inf,
     quiet: float = math.inf,
 ) -> str:
-    """In a new process, which is ended with all that it started where it takes more than `seconds`, or has sent nothing
-    for `quiet` seconds.
+    """The same in a new process, which is ended with all that it started where it takes more than `seconds`, or has
+    sent nothing for `quiet` seconds.
 
     work and arguments are pickled, and so is what is sent.
     """

@@ -170,11 +170,10 @@ __device__ __forceinline__ void fetch_max(uint64_t* at, uint64_t value) {
   atomicMax(reinterpret_cast<unsigned long long*>(at), value);
 }
 // What this thread, and those that it met in a barrier, wrote before is seen by other blocks before
-// what it writes next; likewise what it reads. Not __threadfence(), which orders more and waits
-// longer.
+// what it writes next; likewise what it reads. Not __threadfence(), which orders more than that.
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-// The barrier of all blocks of a cooperative launch (launch_resident), in two halves: between them
+// The barrier of all blocks of a cooperative launch (launch_together), in two halves: between them
 // a thread touches nothing that kernels write, and may bring weights closer. The second half takes
 // what the first one gave. barrier: one number, 0 before its first use.
 //
