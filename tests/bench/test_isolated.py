@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bench.gpu import isolated
 from bench.gpu.isolated import Send, Way, apart, here
 
 
@@ -53,6 +55,20 @@ def test_what_is_sent_comes_in_its_order(way: Way) -> None:
 def test_an_exception_is_told(way: Way) -> None:
     got: list[int] = []
     assert way(fails, (), got.append) == "stopped: ValueError: a / b" and got == [1]
+
+
+def test_what_has_come_counts_however_late_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a figure of the first result takes longer than all of the work may."""
+    got: list[int] = []
+    clock = [0.0]
+    monkeypatch.setattr(isolated, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def slow(one: int) -> None:
+        got.append(one)
+        time.sleep(0.5)
+        clock[0] += 1000.0
+
+    assert apart(sends, ([1, 2, 3],), slow, 10.0) == "" and got == [1, 2, 3]
 
 
 def test_a_process_that_dies_is_told() -> None:
