@@ -153,7 +153,7 @@ struct ContextPart {
       }
       const float* own = row_of(args.q, row) + (first_head + h) * layout.head_dim + dim;
       const bool wanted = h < heads && has_dims();
-      if (reinterpret_cast<uintptr_t>(own) % sizeof(Chunk) == 0) {
+      if (aligned(own)) {
         const Chunk half[2] = {dev::load_if(wanted, own), dev::load_if(wanted, own + 4)};
 #pragma unroll
         for (int j = 0; j < 8; ++j) q[h][j] = dev::float_of(half[j / 4].word[j % 4]);

@@ -56,10 +56,6 @@ struct RowsOf {
   float sums[kMatvecWarps];
 };
 
-__device__ __forceinline__ bool aligned(const float* at) {
-  return reinterpret_cast<uintptr_t>(at) % sizeof(Chunk) == 0;
-}
-
 // A row's squares are summed in as many parts as a block has warps, which take 128 values in turn,
 // a lane four, and the parts are added in order. So a warp each or one warp for all parts come to
 // the same bits.

@@ -45,7 +45,7 @@ void residual_add(const ResidualAddArgs& args, const Context& context) {
   if (args.h.count == 0) return;
   check(size_of(args.dtype) == 2, ErrorKind::kUnsupported, "residual_add: ", name_of(args.dtype),
         "; wanted a type of 16 bits, whose products are a library's");
-  const bool eights = args.h.stride % 8 == 0 && chunks_begin(args.y, args.h.base);
+  const bool eights = args.h.stride % 8 == 0 && aligned(args.y, args.h.base);
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (sizeof(T) == 2)

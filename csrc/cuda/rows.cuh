@@ -34,9 +34,9 @@ __device__ __forceinline__ float bias_of(const PackedMatrix& matrix, int64_t n) 
   return matrix.bias == nullptr ? 0.0f : matrix.bias[n];
 }
 
-// Whether all begin where 16 bytes can be loaded.
+// Whether all begin where 16 bytes can be loaded; null does.
 template <class... Pointers>
-inline bool chunks_begin(const Pointers*... at) {
+__host__ __device__ __forceinline__ bool aligned(const Pointers*... at) {
   return ((reinterpret_cast<uintptr_t>(at) % sizeof(Chunk) == 0) && ...);
 }
 

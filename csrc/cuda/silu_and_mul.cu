@@ -55,7 +55,7 @@ void silu_and_mul(const SiluAndMulArgs& args, const Context& context) {
   if (values == 0) return;
   check(size_of(args.dtype) == 2, ErrorKind::kUnsupported, "silu_and_mul: ", name_of(args.dtype),
         "; wanted a type of 16 bits, whose products are a library's");
-  const bool eights = args.width % 8 == 0 && chunks_begin(args.gate, args.up, args.y);
+  const bool eights = args.width % 8 == 0 && aligned(args.gate, args.up, args.y);
   const int64_t step = eights ? 8 : 1;
   with_type(args.dtype, [&](auto type) {
     using T = decltype(type);
